@@ -35,6 +35,9 @@ T = TypeVar("T")
 COOL_DOWN = 15.0
 # Seconds for commands that tests themselves run on a host, which may take long on purpose.
 COMMAND_LIMIT = 600.0
+# Seconds before a command whose connection ended without a word is run again, one by one. A small
+# ssh server that gets no processor time loses a session when another begins on its connection.
+SILENT_PAUSES = (0.0, 0.5, 1.0)
 # A path of a Unix socket has at most 104 bytes on some systems, and ssh appends 17 of its own
 # while it makes the socket.
 CONTROL_PATH_BYTES = 104 - 17
@@ -143,7 +146,7 @@ class NodePool:
         """Run a command on a node; ``%s`` in it are replaced by the quoted arguments.
 
         It must only read: a connection that ends without a word, as a shared one does when it is
-        used at the moment in which it expires, is made anew once and the command run again.
+        used at the moment in which it expires, is made anew and the command run again.
 
         Raises `NodeUnreachableError` if the node could not be asked, also for some seconds after an
         earlier attempt failed.
@@ -152,7 +155,7 @@ class NodePool:
             since, reason = failed
             if time.monotonic() - since < COOL_DOWN:
                 raise NodeUnreachableError(name, reason)
-        for attempt in (1, 2):
+        for pause in (*SILENT_PAUSES, None):
             try:
                 with self.limit(timeout or self.timeout):
                     result = self.host(name).run(command, *args)
@@ -164,7 +167,9 @@ class NodePool:
                 # testinfra's way to say "ssh exited with 255"; its argument is the result.
                 said = error.args[0] if error.args else None
                 stderr = getattr(said, "stderr_bytes", b"").decode(errors="replace")
-                if attempt == 1 and not stderr and not getattr(said, "stdout_bytes", b""):
+                silent = not stderr and not getattr(said, "stdout_bytes", b"")
+                if silent and pause is not None:
+                    time.sleep(pause)
                     continue
                 reason = reason_from(stderr)
                 self._failed[name] = (time.monotonic(), reason)

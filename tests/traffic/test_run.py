@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,6 +169,47 @@ def test_a_command_that_is_sent_twice_ships_the_client_all_the_same() -> None:
         run.wait(20)
     assert run.results().classes == {"ok": 10}
     assert not folder.exists()
+
+
+class Losing(ShellHost):
+    """Runs every command, and loses what the first three sessions of each said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: Counter[str] = Counter()
+
+    def run(self, command: str, *args: str) -> Answer:
+        answer = super().run(command, *args)
+        script = self.scripts[-1]
+        self.lost[script] += 1
+        if self.lost[script] % 4:
+            raise RuntimeError(Answer(255, b"", b""))
+        return answer
+
+
+def test_sessions_that_end_without_a_word_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "SILENT_PAUSES", (0.0, 0.0, 0.0))
+    host = Losing()
+    with serving() as (port, _), TrafficRun(host, plan(port, duration=0.3)) as run:
+        folder = Path(run._folder)
+        run.wait(20)
+    results = run.results()
+    assert (results.classes, results.problems) == ({"ok": 30}, ())
+    assert not folder.exists()
+    assert min(host.lost.values()) == 4
+
+
+def test_a_machine_that_never_says_a_word_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "SILENT_PAUSES", (0.0, 0.0, 0.0))
+    host = ShellHost()
+
+    def silent(command: str, *args: str) -> Answer:
+        raise RuntimeError(Answer(255, b"", b""))
+
+    monkeypatch.setattr(host, "run", silent)
+    text = "node-1 cannot be reached: the connection ended with 255 and no message"
+    with pytest.raises(TrafficError, match=text), TrafficRun(host, plan(80), where="node-1"):
+        pass
 
 
 def test_no_command_is_too_long_for_a_small_ssh_server() -> None:
