@@ -6,6 +6,7 @@ client behind each node, one disruption for all of them.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 RATE, PORTS = 40, 200
 CLIENTS = {"node-1": "client", "node-2": "client-2", "node-3": "client-3"}
 WEB, AFFINE = "10.96.10.1", "10.96.10.2"
+OLD = "web-old"
 
 
 class Clients:
@@ -100,43 +102,80 @@ def new_share(lab: RunningLab, results: Results, old: set[str], since: float) ->
     return sum(pods[name] for name in new) / sum(pods.values())
 
 
+def add_old_pod(lab: RunningLab, eventually: Callable[..., Any]) -> str:
+    """A pod behind demo/web that belongs to nobody, and its address and port."""
+    deployment = lab.api.get(DEPLOYMENTS, "demo", "web")
+    assert deployment is not None
+    spec = copy.deepcopy(deployment["spec"]["template"]["spec"])
+    for container in spec["containers"]:
+        container.pop("lifecycle")
+    meta = {"name": OLD, "namespace": "demo", "labels": {"app": "web"}}
+    lab.api.create(PODS, {"metadata": meta, "spec": spec})
+
+    def address() -> str:
+        pod = lab.api.get(PODS, "demo", OLD)
+        assert pod is not None
+        ready = {c["type"]: c["status"] for c in pod["status"].get("conditions", ())}.get("Ready")
+        return f"{pod['status']['podIP']}:8080" if ready == "True" else ""
+
+    found: str = eventually(address, f"{OLD} is ready")
+    return found
+
+
+def remove_old_pod(lab: RunningLab, eventually: Callable[..., Any]) -> None:
+    if lab.api.get(PODS, "demo", OLD) is not None:
+        lab.api.delete(PODS, "demo", OLD)
+        eventually(lambda: lab.api.get(PODS, "demo", OLD) is None, f"{OLD} is gone")
+
+
 def assert_rolling_replacement(lab: RunningLab, eventually: Callable[..., Any]) -> None:
-    """One of three real servers is replaced: only 0 and 0 fails, and 0 starves the new pod."""
+    """One of three real servers is replaced: only 0 and 0 fails, and 0 starves the new pod.
+
+    As in a rolling update the new pod is ready first, and the old one leaves the endpoints before
+    it ends. It is a pod of its own, so that each step waits for the one before on every node: what
+    fails is IPVS's doing then, however slow the machine.
+    """
     lab.set_vs("node-1", {"conn_reuse_mode": 0, "expire_nodest_conn": 0})
     lab.set_vs("node-2", {"conn_reuse_mode": 0, "expire_nodest_conn": 1})
     lab.set_vs("node-3", {"conn_reuse_mode": 1, "expire_nodest_conn": 1})
-    before = {pod["metadata"]["name"] for pod in lab.pods()}
-    victim = sorted(before)[0]
-    address = next(p["status"]["podIP"] for p in lab.pods() if p["metadata"]["name"] == victim)
-    notes = {"controller.kubernetes.io/pod-deletion-cost": "-1"}
-    lab.api.patch(PODS, "demo", victim, {"metadata": {"annotations": notes}})
+
+    def on_every_node(agrees: Callable[[dict[str, int]], bool], what: str) -> None:
+        for node in CLIENTS:
+            there = functools.partial(lambda node: agrees(lab.web(node)), node)
+            eventually(there, f"{what} on {node}", pause=1.0)
 
     def scale(replicas: int) -> None:
         lab.api.patch(DEPLOYMENTS, "demo", "web", {"spec": {"replicas": replicas}})
         eventually(lab.rolled_out, f"{replicas} pods")
 
-    with lab.cluster() as cluster, Clients(lab, cluster, WEB, eventually) as clients:
+    with lab.cluster() as cluster, ExitStack() as stack:
+        scale(2)
+        old = add_old_pod(lab, eventually)
+        stack.callback(remove_old_pod, lab, eventually)
+        before = {pod["metadata"]["name"] for pod in lab.pods()}
+        on_every_node(lambda web: {s for s, w in web.items() if w} == lab.addresses(), "three pods")
+        clients = stack.enter_context(Clients(lab, cluster, WEB, eventually))
         clients.until(PORTS + RATE)
-        # As in a rolling update the new pod is ready first: what is scheduled anew can go to it.
-        scale(4)
-        for node in ("node-1", "node-2", "node-3"):
-            there = functools.partial(lambda node: lab.addresses() <= set(lab.web(node)), node)
-            eventually(there, f"the new real server on {node}", pause=1.0)
         scale(3)
-        eventually(lambda: lab.api.get(PODS, "demo", victim) is None, f"{victim} is gone")
+        on_every_node(lambda web: lab.addresses() <= set(web), "the new real server")
+        lab.api.patch(PODS, "demo", OLD, {"metadata": {"labels": {"app": "old"}}})
+        on_every_node(lambda web: not web.get(old), "weight 0")
+        # What was on its way to the old pod has been answered by then.
+        clients.until(RATE)
+        remove_old_pod(lab, eventually)
         began = max(s.t for s in clients.runs["node-3"].results().seconds) + 1
         clients.until(3 * PORTS)
         for node in ("node-2", "node-3"):
-            drained = functools.partial(lambda node: f"{address}:8080" not in lab.web(node), node)
+            drained = functools.partial(lambda node: old not in lab.web(node), node)
             # Connections of another test keep it for two minutes. Reading a table is work as well.
             eventually(drained, f"{node} drains", 150, pause=1.0)
-        assert lab.web("node-1")[f"{address}:8080"] == 0
+        assert lab.web("node-1")[old] == 0
         results = clients.stop()
     shares = {node: new_share(lab, found, before, began) for node, found in results.items()}
 
     lost = results["node-1"].failures
     deadly = ("no_route", "connect_timeout", "refused", "reset")
-    # A third of the ports leads to the pod that left, and each comes back three times.
+    # A third of the ports leads to the pod that is gone, and each comes back three times.
     assert sum(lost[name] for name in deadly) > PORTS / 2
     assert shares["node-1"] < 0.03
     assert not failures(results["node-2"])
