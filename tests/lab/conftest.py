@@ -68,8 +68,7 @@ VS_KEYS = ("conn_reuse_mode", "expire_nodest_conn", "expire_quiescent_template",
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the lab in which traffic is measured, and with what boots labs beside it.
 
-    With ``--no-loadscope-reorder`` workers take their files in this order. By the time at which
-    connections are counted most exactly, the other worker is done.
+    With ``--no-loadscope-reorder`` workers take their files in this order.
     """
 
     def place(item: pytest.Item) -> tuple[int, bool]:
