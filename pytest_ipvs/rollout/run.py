@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -166,11 +166,19 @@ class Rollout(Scenarios):
         Those of the other ways may fail: then that way is not measured.
         """
         ways = self._ways.values()
-        for client in (*needed, *(way.client for way in ways)):
+        clients = [*needed, *(way.client for way in ways)]
+        for client in clients:
             self._stack.callback(client.abort)
-        with ThreadPoolExecutor(len(needed) + len(ways)) as beside:
+        with ThreadPoolExecutor(len(clients)) as beside:
             main = [beside.submit(client.start) for client in needed]
             others = [(way, beside.submit(way.client.start)) for way in ways]
+            try:
+                wait((*main, *(start for _, start in others)))
+            except BaseException:
+                # Ctrl-C: leaving the block waits for all of them.
+                for client in clients:
+                    client.give_up()
+                raise
         for way, start in others:
             try:
                 start.result()

@@ -182,7 +182,8 @@ class JobRun(TrafficRun):
                     f"{len(begun)} of {self.place.count} client pods started within "
                     f"{timeout:.0f} s: {told[0] if told else reason}"
                 )
-            threading.Event().wait(RETRY_SECONDS)
+            self._given_up.wait(RETRY_SECONDS)
+            self._go_on()
         for follower in self._followers.values():
             self._measure_clock(follower)
 

@@ -123,6 +123,7 @@ class TrafficRun:
         self._lock = threading.Lock()
         self._polling = threading.Lock()
         self._stopping = threading.Event()
+        self._given_up = threading.Event()
         self._thread: threading.Thread | None = None
         self._folder = ""
         self._pid = 0
@@ -149,6 +150,7 @@ class TrafficRun:
             )
         try:
             self._ship(folder)
+            self._go_on()
             script = START.format(
                 python=shlex.quote(answer[1]),
                 folder=folder,
@@ -168,6 +170,7 @@ class TrafficRun:
         code = base64.b64encode(zlib.compress(source, 9)).decode()
         parts: list[str] = []
         for at in range(0, len(code), SHIPPED_AT_ONCE):
+            self._go_on()
             parts.append(f"{folder}/part-{len(parts)}")
             self._run(f"printf %s {code[at : at + SHIPPED_AT_ONCE]} > {parts[-1]}")
         whole = " ".join(parts)
@@ -192,7 +195,16 @@ class TrafficRun:
             if self._collector.started is None:
                 if not self._alive or time.monotonic() > deadline:
                     raise TrafficError(self._how_it_died("did not start"))
-                self._stopping.wait(0.2)
+                self._given_up.wait(0.2)
+                self._go_on()
+
+    def give_up(self) -> None:
+        """Let a start in another thread end at its next step, with a `TrafficError`."""
+        self._given_up.set()
+
+    def _go_on(self) -> None:
+        if self._given_up.is_set():
+            raise TrafficError(f"the start of the client on {self.where} was given up")
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until the client has come to its end by itself; false if ``timeout`` came first."""

@@ -13,6 +13,7 @@ from rollout_world import World
 from pytest_ipvs.rollout import DisruptionNotAllowed, Rollout, RolloutError, affinity_probe
 from pytest_ipvs.rollout import disrupt as disrupt_module
 from pytest_ipvs.rollout import recorder as recorder_module
+from pytest_ipvs.rollout import run as rollout_module
 from pytest_ipvs.traffic import run as run_module
 
 pytestmark = pytest.mark.system
@@ -68,6 +69,26 @@ def test_a_healthy_restart_passes(make_world: Any) -> None:
     assert said[0].startswith("shop/web: 100 connections a second over 40 ports from this machine")
     assert "shop/web: restart" in said
     assert said[-1].startswith("shop/web: passed, ")
+
+
+def test_ctrl_c_does_not_wait_for_clients_to_start(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[run_module.TrafficRun] = []
+
+    def start(self: run_module.TrafficRun) -> None:
+        begun.append(self)
+        assert self._given_up.wait(60), "nobody told it to give up"
+        self._go_on()
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module.TrafficRun, "start", start)
+    monkeypatch.setattr(rollout_module, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), quick(make_world()):
+        pass
+    assert begun
 
 
 def test_re_used_tuples_that_follow_a_removed_pod_fail_with_their_cause(make_world: Any) -> None:

@@ -199,6 +199,15 @@ def test_an_interrupt_removes_the_namespace(cluster: SimpleNamespace) -> None:
     assert len(cluster.api.deleted) == 1
 
 
+def test_a_start_that_is_given_up_removes_the_namespace(cluster: SimpleNamespace) -> None:
+    cluster.api.starts = False
+    run = open_run(cluster, 80)
+    run.give_up()
+    with pytest.raises(TrafficError, match=r"^the start of the client on .* was given up$"):
+        run.start(timeout=60.0)
+    assert len(cluster.api.deleted) == 1
+
+
 def test_pods_that_do_not_start_are_one_sentence(cluster: SimpleNamespace) -> None:
     cluster.api.starts = False
     with pytest.raises(TrafficError, match=r"0 of 2 client pods started within 0 s: their logs"):

@@ -82,6 +82,25 @@ def test_an_interrupt_kills_the_client_and_removes_its_folder() -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("step", ["mkdir", "part-0", "heartbeat_file"])
+def test_a_start_that_is_given_up_leaves_nothing(step: str) -> None:
+    class Interrupted(ShellHost):
+        def run(self, command: str, *args: str) -> Answer:
+            answer = super().run(command, *args)
+            if step in self.scripts[-1]:
+                run.give_up()
+            return answer
+
+    host = Interrupted()
+    with serving() as (port, _):
+        run = TrafficRun(host, plan(port, tick=30.0), where="node-1")
+        with pytest.raises(TrafficError, match=r"^the start of the client on node-1 was given up$"):
+            run.start()
+    folder = host.scripts[-1].rpartition(" ")[2].strip()
+    assert folder.startswith("/tmp/pytest-ipvs-")
+    assert not Path(folder).exists()
+
+
 def test_a_lost_machine_is_told_and_what_came_back_later_counts() -> None:
     host = ShellHost()
     with serving() as (port, _), TrafficRun(host, plan(port), where="node-1") as run:
