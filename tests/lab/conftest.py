@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from lab_suite import EMULATED, ROW, Run
+from lab_suite import EMULATED, Run, verdicts_of
 
 from pytest_ipvs.cluster import Cluster
 from pytest_ipvs.cluster.script_table import table_script
@@ -296,7 +296,6 @@ def conformance(lab: RunningLab, pytester: pytest.Pytester, eventually: Callable
             *words,
             timeout=540,
         )
-        rows = filter(None, map(ROW.match, result.outlines))
-        return result, {row[1]: row[2] for row in rows}
+        return result, verdicts_of(result.outlines)
 
     return run
