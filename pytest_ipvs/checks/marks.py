@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pytest_ipvs.checks.detailed import moment
+from pytest_ipvs.checks.detailed import moment, not_settled
 from pytest_ipvs.checks.findings import Finding, NotMeasured
 from pytest_ipvs.checks.masquerade import RulesView, rules_views
 from pytest_ipvs.checks.model import Evidence, Said
 from pytest_ipvs.checks.nodes import NodeView, detail, silent_nodes, views, why_unread
+from pytest_ipvs.cluster.model import Snapshot
 from pytest_ipvs.ipvs.netfilter import Rule
-from pytest_ipvs.ipvs.objects import EndpointSlice
+from pytest_ipvs.ipvs.objects import EndpointSlice, Service
 from pytest_ipvs.ipvs.proxy_chains import (
     DEFAULT_MASQUERADE_BIT,
     mark_and_mask,
@@ -74,14 +75,19 @@ def _takes_mark(rule: Rule, bit: int) -> bool:
     return bool(value & mask & 1 << bit)
 
 
-def syns_to_the_dead(evidence: Evidence) -> Said:
-    """conntrack holds no pile of unanswered SYNs to real servers whose endpoints are gone.
+def sent_to_the_dead(evidence: Evidence) -> Said:
+    """conntrack sends neither a pile of SYNs nor any datagram to endpoints that are gone."""
+    yield from silent_nodes("CT-08", evidence)
+    yield from _syns_to_the_dead("CT-08", evidence)
+    yield from _datagrams_to_the_dead("CT-08", evidence)
+
+
+def _syns_to_the_dead(check: str, evidence: Evidence) -> Said:
+    """A pile of unanswered SYNs to real servers whose endpoints are gone.
 
     An address counts if it was an endpoint before, or is a real server still, and no
     EndpointSlice lists it: neither pods that are slow nor hosts outside of the cluster do.
     """
-    check = "CT-08"
-    yield from silent_nodes(check, evidence)
     once = {
         address
         for snapshot in (*([evidence.baseline] if evidence.baseline else ()), *evidence.snapshots)
@@ -112,9 +118,76 @@ def syns_to_the_dead(evidence: Evidence) -> Said:
             yield _pile(check, view, counts, limit)
 
 
+def _datagrams_to_the_dead(check: str, evidence: Evidence) -> Said:
+    """UDP entries that lead from an address of a Service to what is no endpoint of it.
+
+    UDP says no goodbye: a client that keeps its port, as resolvers do, renews its entry with each
+    datagram. So kube-proxy deletes the entries of an endpoint that leaves, after its real server.
+    """
+    for view in views(evidence):
+        sent = detail(check, evidence, view, "udp_sent")
+        found = moment(check, evidence, view)
+        if isinstance(sent, NotMeasured) or isinstance(found, NotMeasured):
+            # The SYNs' half has told why the moment is not known.
+            if isinstance(sent, NotMeasured) and not isinstance(found, NotMeasured):
+                yield sent
+            continue
+        asked_of = {
+            address: service
+            for service in found.snapshot.services
+            if any(port.protocol == "UDP" for port in service.ports)
+            for address in (
+                *service.cluster_ips,
+                *service.external_ips,
+                *service.load_balancer_ips,
+                *service.proxied_ips,
+            )
+        }
+        gone: dict[str, int] = {}
+        for (asked, answered), count in sorted(sent.items()):
+            service = asked_of.get(asked)
+            if service is None or answered in _endpoints_of(service, found.snapshot):
+                continue
+            if doubt := found.doubt(service.ref, asked):
+                what = f"UDP entries of {service.ref} to {answered}"
+                yield not_settled(check, view.name, what, doubt)
+                continue
+            gone[f"{answered} for {asked} ({service.ref})"] = count
+        if gone:
+            yield _datagrams(check, view, gone)
+
+
+def _endpoints_of(service: Service, snapshot: Snapshot) -> set[str]:
+    return set(
+        _endpoints(
+            item
+            for item in snapshot.endpoint_slices
+            if (item.namespace, item.service) == (service.namespace, service.name)
+        )
+    )
+
+
 def _endpoints(slices: Iterable[EndpointSlice]) -> Iterator[str]:
     return (
         address for item in slices for endpoint in item.endpoints for address in endpoint.addresses
+    )
+
+
+def _datagrams(check: str, view: NodeView, gone: dict[str, int]) -> Finding:
+    worst = sorted(gone.items(), key=lambda pair: -pair[1])[:3]
+    return Finding(
+        check=check,
+        severity="fail",
+        node=view.name,
+        object="conntrack: UDP to endpoints that are gone",
+        observed="datagrams are sent to addresses that are no endpoints",
+        expected="no such entry",
+        reason="clients that keep their port, as resolvers do, are sent to pods that do not exist "
+        "any more, as long as they go on",
+        remedy="conntrack -D -p udp --reply-src ADDRESS, and look into kube-proxy's log for why it "
+        "did not: the program conntrack may be missing in its image",
+        evidence=f"{sum(gone.values())}: "
+        + ", ".join(f"{number} to {where}" for where, number in worst),
     )
 
 

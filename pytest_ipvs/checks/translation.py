@@ -71,9 +71,9 @@ CHECKS = (
     replace(
         _CT_01,
         id="CT-08",
-        title="no pile of unanswered SYNs to endpoints that are gone",
-        needs=frozenset({"details.syn_sent", "table", "api", "proxy.version"}),
-        source="kubernetes/kubernetes issue 81775",
-        run=marks.syns_to_the_dead,
+        title="no pile of unanswered SYNs and no datagrams to endpoints that are gone",
+        needs=frozenset({"details.syn_sent", "details.udp_sent", "table", "api", "proxy.version"}),
+        source="kubernetes/kubernetes issues 81775, 76664 and 71514",
+        run=marks.sent_to_the_dead,
     ),
 )

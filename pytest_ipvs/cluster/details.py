@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import TypeVar, cast
 
 from pytest_ipvs.cluster.model import NodeDetails, PortUse
@@ -72,6 +72,7 @@ def parse_details(
         ipsets=read("ipsets", lambda text: _shared_sets(parse_sets(text), shares)),
         ipvs_timeouts=read("ipvs_timeouts", _timeouts),
         syn_sent=read("syn_sent", _syn_sent),
+        udp_sent=read("udp_sent", _udp_sent),
         port_use=connections[0] if connections is not None else None,
         templates=connections[1] if connections is not None else None,
         table_full=read("table_full", _count),
@@ -162,14 +163,22 @@ def _timeouts(text: str) -> tuple[int, int, int]:
 
 def _syn_sent(text: str) -> Mapping[str, int]:
     """Lines "COUNT ADDRESS", most first."""
-    found: dict[str, int] = {}
+    return {address: count for count, (address,) in _counted(text, 1)}
+
+
+def _udp_sent(text: str) -> Mapping[tuple[str, str], int]:
+    """Lines "COUNT ASKED ANSWERED", two addresses, most first."""
+    return {(asked, answered): count for count, (asked, answered) in _counted(text, 2)}
+
+
+def _counted(text: str, addresses: int) -> Iterator[tuple[int, tuple[str, ...]]]:
     for line in text.splitlines():
-        words = line.split()
-        if len(words) == 2 and words[0].isascii() and words[0].isdigit():
-            found[canonical_address(words[1])] = int(words[0])
-        elif words:
-            raise ValueError(f"a count of conntrack is {line[:80]!r}, expected a count and address")
-    return found
+        count, *words = line.split() or [""]
+        if len(words) == addresses and count.isascii() and count.isdigit():
+            yield int(count), tuple(map(canonical_address, words))
+        elif count:
+            expected = "a count and an address" if addresses == 1 else "a count and two addresses"
+            raise ValueError(f"a count of conntrack is {line[:80]!r}, expected {expected}")
 
 
 def _connections(text: str) -> tuple[tuple[PortUse, ...], tuple[Connection, ...]]:

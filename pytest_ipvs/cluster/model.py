@@ -74,6 +74,8 @@ class NodeDetails:
     ``ip6tables``: what ``iptables-save`` prints of nat and filter. ``ipsets``: by name.
     ``ipvs_timeouts``: tcp, tcpfin, udp in seconds, of ``ipvsadm -L --timeout``. ``syn_sent``:
     conntrack entries in SYN_SENT [UNREPLIED] by the address they were sent to (after DNAT).
+    ``udp_sent``: those of UDP by the address that was asked for and the one they were sent to,
+    where these differ.
     ``port_use``: the clients with most IPVS entries per virtual server, most first.
     ``templates``: persistence templates. ``table_full``: kernel log lines "nf_conntrack: table
     full". ``proxy_command``: kube-proxy's argument list on this node. ``proxy_log``: its newest
@@ -89,6 +91,7 @@ class NodeDetails:
     ipsets: Mapping[str, IpSet] | None = None
     ipvs_timeouts: tuple[int, int, int] | None = None
     syn_sent: Mapping[str, int] | None = None
+    udp_sent: Mapping[tuple[str, str], int] | None = None
     port_use: tuple[PortUse, ...] | None = None
     templates: tuple[Connection, ...] | None = None
     table_full: int | None = None

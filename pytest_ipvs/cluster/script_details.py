@@ -12,7 +12,7 @@ MAX_IPVS_ENTRIES = 200_000
 MAX_CONNTRACK_ENTRIES = 1_000_000
 MAX_TEMPLATES = 2000
 MAX_PORT_USE = 200
-MAX_SYN_SENT = 1000
+MAX_ENTRIES = 1000
 MAX_LOG_LINES = 50
 
 # No single quotes, as in the first half, whose variables and functions it uses. A function reads
@@ -128,18 +128,29 @@ d_ipsets() {
   return 0
 }
 d_ipvs_timeouts() { ipvs && need ipvsadm && $L ipvsadm -L --timeout; }
+E="/^rc [0-9]+\$/ { rc = \$2; next }
+{ last = \$0 }
+END {
+  if (rc) { print last; exit rc }
+  q = \"sort -rn | head -n @MAX_ENTRIES@\"
+  for (a in c) print c[a], a | q
+}"
+# An entry was sent to the source of its answer. Of UDP, what a client asked for is counted with it.
 S="/SYN_SENT/ && /UNREPLIED/ {
   n = 0
   for (i = 1; i <= NF; i++) if (\$i ~ /^src=/ && ++n == 2) c[substr(\$i, 5)]++
 }
-/^rc [0-9]+\$/ { rc = \$2; next }
-{ last = \$0 }
-END {
-  if (rc) { print last; exit rc }
-  q = \"sort -rn | head -n @MAX_SYN_SENT@\"
-  for (a in c) print c[a], a | q
-}"
-d_syn_sent() {
+$E"
+U="/^(ipv[46] +[0-9]+ +)?udp / {
+  n = 0; a = \"\"
+  for (i = 1; i <= NF; i++) {
+    if (\$i ~ /^dst=/ && a == \"\") a = substr(\$i, 5)
+    if (\$i ~ /^src=/ && ++n == 2 && substr(\$i, 5) != a) c[a \" \" substr(\$i, 5)]++
+  }
+}
+$E"
+entries() {
+  p=$1; shift
   f=proc/sys/net/netfilter/nf_conntrack_count
   [ -e $f ] || lacks "nf_conntrack is not loaded" || return
   # Not read: some shells ask for one byte at a time, and the kernel gives the first only.
@@ -150,12 +161,14 @@ d_syn_sent() {
     for v in ipv4 ipv6; do
       # Without IPv6 the second would load it.
       [ $v = ipv4 ] || [ -e proc/net/if_inet6 ] || continue
-      apart $L conntrack -L -f $v -p tcp --state SYN_SENT || { echo "rc $s"; break; }
-    done | $K "$S"
+      apart $L conntrack -L -f $v "$@" || { echo "rc $s"; break; }
+    done | $K "$p"
   elif [ -e proc/net/nf_conntrack ] && [ $n -le @MAX_IPVS_ENTRIES@ ]; then
-    $L $K "$S" proc/net/nf_conntrack
+    $L $K "$p" proc/net/nf_conntrack
   else need conntrack; fi
 }
+d_syn_sent() { entries "$S" -p tcp --state SYN_SENT; }
+d_udp_sent() { entries "$U" -p udp; }
 # Connections are counted, templates printed as they are.
 C="\$3 == \"0000\" { if (t++ < @MAX_TEMPLATES@) print; next }
 \$3 ~ /^[0-9A-F]+\$/ { c[\$1 \" \" \$2 \" \" \$4 \" \" \$5]++ }
@@ -208,6 +221,7 @@ SECTIONS = (
     "ipsets",
     "ipvs_timeouts",
     "syn_sent",
+    "udp_sent",
     "connections",
     "table_full",
     "proxy_log",
@@ -223,7 +237,7 @@ def details_part() -> str:
         "MAX_CONNTRACK_ENTRIES",
         "MAX_TEMPLATES",
         "MAX_PORT_USE",
-        "MAX_SYN_SENT",
+        "MAX_ENTRIES",
         "MAX_LOG_LINES",
     ):
         text = text.replace(f"@{name}@", str(globals()[name]))

@@ -154,6 +154,7 @@ def node_details() -> dict[str, Any]:
         # Filled in for the cluster's objects by `with_netfilter`.
         "ipsets": {},
         "syn_sent": {},
+        "udp_sent": {},
     }
 
 

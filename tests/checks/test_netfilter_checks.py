@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from evidence_builder import details, healthy, on_node, tripped, unmeasured
+from evidence_builder import details, healthy, of_cluster, on_node, tripped, unmeasured
+from faults_datagrams import datagrams_go_to_a_dead_pod
 from faults_netfilter import (
     a_cluster_ip_is_not_bound,
     a_set_has_a_member_too_many,
@@ -18,7 +19,7 @@ from faults_netfilter import (
     nothing_leads_to_the_masquerading,
     the_set_of_addresses_lacks_one,
 )
-from faults_tables import missing_real_server
+from faults_tables import missing_real_server, with_dns
 from ipvs_recorded import netfilter
 from netfilter_changes import chain_changed, rule
 from test_recorded_runs import snapshots
@@ -47,6 +48,7 @@ def measured(values: dict[str, float]) -> Callable[[NodeFacts], NodeFacts]:
         ("iptables", {"CT-01", "CT-02", "CT-03", "CT-05", "CT-06", "CT-07"}),
         ("ipsets", {"TB-09", "TB-11"}),
         ("syn_sent", {"CT-08"}),
+        ("udp_sent", {"CT-08"}),
     ],
 )
 def test_details_that_were_not_read_are_never_a_pass(field: str, checks: set[str]) -> None:
@@ -198,6 +200,12 @@ def at(run: str, what: str, facts: NodeFacts) -> str:
     return told
 
 
+def test_datagrams_of_a_service_that_changes_are_not_judged() -> None:
+    evidence = of_cluster(with_dns(healthy()), moving=frozenset({"demo/dns"}))
+    assert tripped(datagrams_go_to_a_dead_pod(evidence)) == {}
+    assert unmeasured(datagrams_go_to_a_dead_pod(evidence))["CT-08"] == {"a later reading"}
+
+
 def synced(run: str, facts: NodeFacts) -> dict[str, float]:
     """kube-proxy's metrics as they were, at the worst: they were read each 20 s only."""
     told = dict(line.rsplit(" ", 1) for line in at(run, "GET :10249/metrics", facts).splitlines())
@@ -229,6 +237,8 @@ def full(run: str, facts: NodeFacts) -> NodeFacts:
             iptables=parse_rules(said("iptables-save")),
             ipsets=parse_sets(said("ipset save")),
             syn_sent=json.loads(said("conntrack -L")),
+            # Not recorded.
+            udp_sent={},
             tools={"iptables": "v1.8.9", "ipset": "v7.17"},
         ),
     )

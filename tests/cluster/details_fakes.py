@@ -7,6 +7,14 @@ from pathlib import Path
 CAPTURES = Path(__file__).parent.parent / "data" / "captures" / "6.12.107+deb13-cloud-amd64"
 CONNECTIONS = (CAPTURES / "proc_net_ip_vs_conn.txt").read_text()
 
+UDP = """\
+udp      17 25 src=10.1.0.2 dst=10.96.0.53 sport=40001 dport=53 [UNREPLIED] \
+src=10.244.0.53 dst=10.1.0.2 sport=53 dport=40001 mark=0 use=1
+udp      17 117 src=10.1.0.3 dst=10.96.0.53 sport=40002 dport=53 \
+src=10.244.0.53 dst=10.1.0.3 sport=53 dport=40002 [ASSURED] mark=0 use=1
+udp      17 9 src=10.1.0.3 dst=10.244.0.53 sport=40003 dport=53 \
+src=10.244.0.53 dst=10.1.0.3 sport=53 dport=40003 mark=0 use=1
+"""
 SYN_SENT = """\
 tcp      6 115 SYN_SENT src=10.1.0.2 dst=10.96.0.17 sport=39112 dport=80 [UNREPLIED] \
 src=10.244.0.14 dst=10.1.0.2 sport=8089 dport=39112 mark=0 use=1
@@ -84,6 +92,6 @@ PROGRAMS = {
     ),
     "iptables": says("iptables v1.8.9 (nf_tables)", "--version"),
     "ipvsadm": says("Timeout (tcp tcpfin udp): 900 120 300", "*--timeout*"),
-    "conntrack": says(SYN_SENT, "*ipv4*"),
+    "conntrack": says(SYN_SENT + UDP, "*ipv4*"),
     "dmesg": says("[1] boot\n[2] nf_conntrack: nf_conntrack: table full, dropping packet\n"),
 }

@@ -73,6 +73,7 @@ def test_every_detail_is_read_under_each_shell(read, shell):
     assert "LAB-TIMEOUT" not in details.ipsets
     assert details.ipvs_timeouts == (900, 120, 300)
     assert details.syn_sent == {"10.244.0.14": 2}
+    assert details.udp_sent == {("10.96.0.53", "10.244.0.53"): 2}
     assert details.table_full == 1
     assert details.tools == {"iptables": "1.8.9 (nf_tables)", "ipset": "7.17"}
     assert [line.rpartition("] ")[2] for line in details.proxy_log] == [
@@ -135,6 +136,7 @@ def test_programs_that_fail_are_reasons(read):
         "details.ipsets": reasons["ipset"],
         "details.ipvs_timeouts": reasons["ipvsadm"],
         "details.syn_sent": reasons["conntrack"],
+        "details.udp_sent": reasons["conntrack"],
         "details.table_full": reasons["dmesg"],
     }
     for fact in facts.unread:
@@ -216,6 +218,7 @@ def test_tables_too_large_to_walk_are_left_out(read):
     unread = read(files=table).unread
     assert unread["details.port_use"] == "the table has 240000 connections, more than 200000"
     assert unread["details.syn_sent"] == "nf_conntrack has 2000000 entries, more than 1000000"
+    assert unread["details.udp_sent"] == unread["details.syn_sent"]
 
 
 def test_after_three_sections_that_hang_the_rest_is_left_out(read):
