@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-EMULATED = Path(__file__).parents[2] / "example_suites" / "emulated.yaml"
+EXAMPLES = Path(__file__).parents[2] / "example_suites"
+EMULATED = EXAMPLES / "emulated.yaml"
 Run = Callable[..., tuple[pytest.RunResult, dict[str, str]]]
 ROW = re.compile(
     r"([A-Z]{2}-\d\d)  (passed|failed|warned|not measured|inconclusive|error) *(?:\d of \d)? *(.*)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from lab_suite import ROLLING, ROLLING_LONG, Run, failed, found
+from lab_suite import EMULATED, EXAMPLES, ROLLING, ROLLING_LONG, Run, failed, found
 
 from pytest_ipvs.checks import CATALOGUE
 from pytest_ipvs.lab.faults import FAULTS
@@ -52,6 +52,28 @@ def test_fault_under_traffic_is_told_by_its_check_alone(
     # Each of these faults bears the name of the cause that it brings about.
     assert f"kind of cause: {fault}" in result.stdout.str()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_an_example_tells_all_that_one_needs_to_mend_it(
+    lab: RunningLab, pytester: pytest.Pytester
+) -> None:
+    lab.handle.fault("reuse_leftover")
+    result = pytester.runpytest_subprocess(
+        *(str(EXAMPLES / "rolling_update_502"), "-p", "no:cacheprovider"),
+        *(*lab.words, *FAST, "--ipvs-policy", str(EMULATED)),
+        timeout=540,
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.re_match_lines_random(
+        [
+            r".* \d+ of \d+ connections failed: .*(connect timeout|no route|refused)",
+            r".* 10\.244\.1\.250:\d+ -> 10\.96\.\d+\.\d+:80",
+            r".* old pod web-\S+ \(10\.244\.\d+\.\d+\); .*node-1: weight 0 at ",
+            r".* node-1: net\.ipv4\.vs\.conn_reuse_mode is 0, expected 1",
+            r".* node-1: net\.ipv4\.vs\.expire_nodest_conn is 0, expected 1",
+            r".* remedy: on node-1: sysctl -w net\.ipv4\.vs\.conn_reuse_mode=1 ",
+        ]
+    )
 
 
 def test_healthy_cluster_has_no_finding(conformance: Run) -> None:

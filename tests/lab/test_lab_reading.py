@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pytest
-from lab_suite import READ_ONLY, ROLLING, ROLLING_LONG, ROW, Run, failed
+from lab_suite import READ_ONLY, ROLLING, ROLLING_LONG, ROW, Run, failed, found
 
+from pytest_ipvs.checks import CATALOGUE
 from pytest_ipvs.lab.faults import FAULTS
 
 if TYPE_CHECKING:
@@ -37,10 +38,23 @@ def test_faults_are_told_by_their_checks_alone(
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
+def test_faults_under_traffic_trip_no_other_check_that_reads(
+    lab: RunningLab, conformance: Run
+) -> None:
+    for fault in ROLLING:
+        lab.handle.fault(fault)
+    result, verdicts = conformance("-k", "not data_path")
+    told = {check for fault in ROLLING for check in FAULTS[fault].checks}
+    reading = {check for check in told if CATALOGUE[check].judge is None}
+    assert reading
+    assert failed(verdicts) == reading, result.stdout.str()
+
+
 def test_unreachable_node_is_told_once(lab: RunningLab, conformance: Run) -> None:
     lab.handle.fault("node_unreachable")
-    result, _ = conformance("-k", "not data_path")
+    result, verdicts = conformance("-k", "not data_path")
     outcomes = result.parseoutcomes()
     assert outcomes.get("failed", 0) + outcomes.get("errors", 0) == 1, result.stdout.str()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*node-2*"])
+    result.stdout.fnmatch_lines(["*node-2 did not answer: *"])
+    assert found(verdicts) == set(), result.stdout.str()
