@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pytest_ipvs.checks.tables import foreign_pattern
 from pytest_ipvs.cluster.expectation import differences_of, node_of, rules_of
 from pytest_ipvs.cluster.model import Snapshot
 from pytest_ipvs.ipvs.kernel import KernelRelease, fixes
@@ -158,7 +159,9 @@ def _foreign(snapshot: Snapshot) -> Iterator[str]:
             continue
         differences, _ = differences_of(snapshot, facts, rules, Policy())
         found += [
-            (str(one.key), name) for one in differences if one.kind == "unexplained-virtual-server"
+            (foreign_pattern(one.key), name)
+            for one in differences
+            if one.kind == "unexplained-virtual-server"
         ]
     yield "#foreign_virtual_servers:" if found else "#foreign_virtual_servers: []"
     for key, names in _by_value(found).items():

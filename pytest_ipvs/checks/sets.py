@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from pytest_ipvs.checks.detailed import Moment, moment, not_settled
@@ -42,7 +42,8 @@ def addresses(evidence: Evidence) -> Said:
     """kube-ipvs0 has the virtual addresses and no other, and so has KUBE-IPVS-IPS.
 
     The device is in every reading, so that time decides: a difference must outlast the time that
-    kube-proxy may lag. The set is among the details, see ``checks.detailed``.
+    kube-proxy may lag. The set is among the details, see ``checks.detailed``; from 1.27 on
+    kube-proxy makes it for certain, so that a set that lacks is a fault.
     """
     check = "TB-09"
     yield from silent_nodes(check, evidence)
@@ -261,10 +262,12 @@ def _address_set(check: str, evidence: Evidence, view: NodeView, wrong: set[str]
         yield read
         return
     found, sets = read
+    wanted = [one for one in _wanted(evidence, view, found) if one.name in _ADDRESS_SETS]
+    yield from _absent(check, view, found, wanted, sets, "fail")
     faults = [
         fault
-        for should in _wanted(evidence, view, found)
-        if should.name in _ADDRESS_SETS and should.judged and should.name in sets
+        for should in wanted
+        if should.judged and _is_there(should, sets)
         for fault in _faults(should, sets[should.name])
         # One fault of the device is told once.
         if fault.member not in wrong
@@ -289,37 +292,39 @@ def members(evidence: Evidence) -> Said:
             yield read
             continue
         found, sets = read
-        wanted = _wanted(evidence, view, found)
-        members_of_addresses = (one for one in wanted if one.name not in _ADDRESS_SETS)
-        if any(one.required for one in members_of_addresses if not one.judged):
+        wanted = [one for one in _wanted(evidence, view, found) if one.name not in _ADDRESS_SETS]
+        if any(one.required for one in wanted if not one.judged):
             why = why_unread(found.facts, "addresses", "the node's addresses were not read")
             yield NotMeasured(check=check, node=view.name, fact="addresses", reason=why)
-        yield from _absent(check, view, found, wanted, sets)
+        yield from _absent(check, view, found, wanted, sets, "warn")
         faults = [
             fault
             for should in wanted
-            if should.judged
-            and should.name in sets
-            and should.name not in _ADDRESS_SETS
-            and sets[should.name].kind == should.kind
+            if should.judged and _is_there(should, sets)
             for fault in _faults(should, sets[should.name])
         ]
         yield from _judge_faults(check, view, found, faults, "warn")
+
+
+def _is_there(should: ExpectedSet, sets: Mapping[str, IpSet]) -> bool:
+    """Whether the set exists and is of its kind: else its members can't be compared."""
+    return should.name in sets and sets[should.name].kind == should.kind
 
 
 def _absent(
     check: str,
     view: NodeView,
     found: Moment,
-    wanted: tuple[ExpectedSet, ...],
+    wanted: Iterable[ExpectedSet],
     sets: Mapping[str, IpSet],
+    severity: Severity,
 ) -> Said:
     """Sets that lack or are of another kind. kube-proxy makes all of them when it starts."""
     for should in wanted:
         actual = sets.get(should.name)
         if actual is None and should.optional:
             continue
-        if actual is not None and actual.kind == should.kind:
+        if _is_there(should, sets):
             continue
         observed = "no such set" if actual is None else actual.kind
         if found.restless is not None:
@@ -328,7 +333,7 @@ def _absent(
             return
         yield Finding(
             check=check,
-            severity="warn",
+            severity=severity,
             node=view.name,
             object=f"ipset {should.name}",
             observed=observed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,11 +21,11 @@ from pytest_ipvs.cluster.model import NodeFacts, Snapshot
 from pytest_ipvs.ipvs.compare import Difference, Kind, likely_hz
 from pytest_ipvs.ipvs.expected import DUMMY_INTERFACE, ExpectedTable
 from pytest_ipvs.ipvs.overtime import Budgets, Judged, Sample, Tracker
-from pytest_ipvs.ipvs.tables import join_host_port
+from pytest_ipvs.ipvs.tables import ServiceKey, join_host_port
 
 NAME_OR_DELETE = (
-    "name it in the policy file under foreign_virtual_servers if another program owns it; else on "
-    "the node: ipvsadm -D {virtual}"
+    "name it in the policy file under foreign_virtual_servers, as {pattern}, if another program "
+    "owns it; else on the node: ipvsadm -D {virtual}"
 )
 _NEVER_DRAINS = (
     "it has been at weight 0 for longer than any connection of a removed endpoint may last: "
@@ -38,6 +39,7 @@ _SET_WEIGHT = (
     "on the node: ipvsadm -e {virtual} -r {real} -m -w 1; upgrade kube-proxy to 1.27 or later"
 )
 
+_NODE_PORT_KINDS = ("missing-node-port", "unexplained-node-port")
 
 # What `judged_findings` asks for: a node's name to its differences over time.
 Teller = Callable[[Evidence, str], "NodeJudgement | NotMeasured"]
@@ -146,11 +148,12 @@ def judged_findings(
         for judged in told.judged:
             item = judged.difference
             if item.kind in kinds and judged.decided:
-                yield _finding(check, evidence, view.name, judged, kinds[item.kind], severity)
+                texts = kinds[item.kind]
+                yield _finding(check, evidence, view.name, judged, texts, severity, told.expected)
             elif not judged.decided and _might_be(item, kinds):
                 undecided.append(judged)
         if undecided:
-            yield _not_decided(check, view.name, undecided, told.budgets)
+            yield _not_decided(check, view.name, undecided, told)
 
 
 def _might_be(item: Difference, kinds: Mapping[Kind, tuple[str, str]]) -> bool:
@@ -166,29 +169,55 @@ def _finding(
     judged: Judged,
     texts: tuple[str, str],
     severity: Severity,
+    expected: ExpectedTable,
 ) -> Finding:
     item = judged.difference
     reason, remedy = texts
+    here = _of_node_port(item, expected)
     if item.kind == "draining-overdue" and item.real_server in _living(evidence):
         # Its pod still terminates, so that connections that live long may well be left.
         severity = "warn"
-    about = [f"Service {item.service}"] if item.service else []
+    about = [f"virtual server {item.key}"] if here else []
+    about += [f"Service {item.service}"] if item.service else []
     about += [item.detail] if item.detail else []
     about.append(f"so for at least {judged.age:.0f} s, in {judged.samples} readings")
-    address, port = item.key.address, item.key.port
+    # The remedy is the same on all nodes, so that one fault on many of them is told once.
+    address, port = "ADDRESS" if here else item.key.address, item.key.port
     flag = {"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}.get(item.key.protocol, "-f")
-    place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}" if address else port
+    place = join_host_port(address, port) if address else port
+    pattern = f"*:{port}/{item.key.protocol}" if here else foreign_pattern(item.key)
     return Finding(
         check=check,
         severity=severity,
         node=node,
-        object=item.object,
+        object=_object(item, expected),
         observed=item.observed,
         expected=item.expected,
         reason=reason,
-        remedy=remedy.format(virtual=f"{flag} {place}", real=item.real_server),
+        remedy=remedy.format(
+            virtual=f"{flag} {place}", real=item.real_server, pattern=json.dumps(pattern)
+        ),
         evidence=", ".join(about),
     )
+
+
+def foreign_pattern(key: ServiceKey) -> str:
+    """How ``foreign_virtual_servers`` of the policy file names one virtual server."""
+    return f"fwmark:{key.port}" if key.protocol == "FWM" else str(key)
+
+
+def _of_node_port(item: Difference, expected: ExpectedTable) -> bool:
+    """Whether it is about a virtual server at an address of the node itself."""
+    should = expected.virtual_servers.get(item.key)
+    return item.kind in _NODE_PORT_KINDS or (should is not None and should.node_port)
+
+
+def _object(item: Difference, expected: ExpectedTable) -> str:
+    """What it is about, the same on all nodes: a node port is served at other addresses on each."""
+    if not _of_node_port(item, expected):
+        return item.object
+    name = f"node port {item.key.port}/{item.key.protocol} of {item.service}"
+    return f"{name} -> {item.real_server}" if item.real_server else name
 
 
 def _living(evidence: Evidence) -> frozenset[str]:
@@ -210,10 +239,12 @@ def living_endpoints(snapshot: Snapshot) -> frozenset[str]:
     )
 
 
-def _not_decided(check: str, node: str, undecided: list[Judged], budgets: Budgets) -> NotMeasured:
+def _not_decided(
+    check: str, node: str, undecided: list[Judged], told: NodeJudgement
+) -> NotMeasured:
     first = undecided[0]
     item = first.difference
-    budget = budgets.drain if item.kind == "draining" else budgets.converge
+    budget = told.budgets.drain if item.kind == "draining" else told.budgets.converge
     more = f" (and {len(undecided) - 1} more)" if len(undecided) > 1 else ""
     why = (
         "the Service changed while the table was read"
@@ -224,8 +255,8 @@ def _not_decided(check: str, node: str, undecided: list[Judged], budgets: Budget
         check=check,
         node=node,
         fact="a later reading",
-        reason=f"{item.object} is {item.observed}, expected {item.expected}: not judged yet, {why}"
-        f"{more}",
+        reason=f"{_object(item, told.expected)} is {item.observed}, expected {item.expected}: not "
+        f"judged yet, {why}{more}",
     )
 
 

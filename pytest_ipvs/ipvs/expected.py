@@ -145,7 +145,6 @@ class _Builder:
         self.zone = node.zone if self.node_name == node.name else None
         self.scheduler = rules.scheduler
         self.external_ips = rules.external_ips
-        self.zone_hints = rules.zone_hints
         self.node_hints = rules.node_hints
         self.families: list[str] = [f for f in ("IPv4", "IPv6") if f in rules.families(node)]
         self.virtual_servers: dict[ServiceKey, ExpectedVirtualServer] = {}
@@ -194,7 +193,9 @@ class _Builder:
         if plain := None if local else _plain_set(port, slices):
             cluster_sets = local_sets = _sets((plain, (), None))
         else:
-            cluster_sets, local_sets = self._chosen(port, slices, local, reachable, internal_local)
+            cluster_sets, local_sets = self._chosen(
+                service, port, slices, local, reachable, internal_local
+            )
         if cluster_ip is not None:
             sets = local_sets if internal_local else cluster_sets
             self._put(_key((port.protocol, cluster_ip, port.port)), service, port, sets)
@@ -210,6 +211,7 @@ class _Builder:
 
     def _chosen(
         self,
+        service: Service,
         port: ServicePort,
         slices: list[EndpointSlice],
         local: bool,
@@ -221,10 +223,16 @@ class _Builder:
         # Who accepts no traffic from outside has no cluster set to fall back to.
         falls_back = reachable or not internal_local
         # Only one slice can't list an endpoint twice.
-        first, *others = _variants(candidates, self.rules) if len(candidates) > 1 else [candidates]
-        cluster_sets, local_sets = self._both_sets(first, local, falls_back)
+        variants = _variants(candidates, self.rules) if len(candidates) > 1 else [candidates]
+        heeds = self.rules.heeds_zone_hints(service)
+        first, *others = [
+            (variant, hints)
+            for variant in variants
+            for hints in ((True, False) if heeds is None else (heeds,))
+        ]
+        cluster_sets, local_sets = self._both_sets(*first, local, falls_back)
         for variant in others:
-            other, other_local = self._both_sets(variant, local, falls_back)
+            other, other_local = self._both_sets(*variant, local, falls_back)
             cluster_sets = cluster_sets.or_else(other)
             local_sets = local_sets.or_else(other_local)
         return cluster_sets, local_sets
@@ -276,16 +284,16 @@ class _Builder:
             )
 
     def _both_sets(
-        self, candidates: _Candidates, local: bool, falls_back: bool
+        self, candidates: _Candidates, zone_hints: bool, local: bool, falls_back: bool
     ) -> tuple[_Sets, _Sets]:
         """The sets of the policies Cluster and Local; the same twice where nothing is Local."""
-        cluster = self._cluster_set(candidates)
+        cluster = self._cluster_set(candidates, zone_hints)
         sets = _Sets(cluster)
         if not local:
             return sets, sets
         return sets, self._local_sets(candidates, cluster if falls_back else frozenset())
 
-    def _cluster_set(self, candidates: _Candidates) -> WantedSet:
+    def _cluster_set(self, candidates: _Candidates, zone_hints: bool) -> WantedSet:
         if len(candidates) == 1:
             port, endpoints = candidates[0]
             ready = [endpoint for endpoint in endpoints if endpoint.ready]
@@ -300,14 +308,14 @@ class _Builder:
                 return _places(pairs)
             return frozenset(places_of([endpoint.addresses[0] for endpoint in ready], port))
         if hinted:
-            chosen = self._narrowed(candidates)
+            chosen = self._narrowed(candidates, zone_hints)
         elif self.rules.terminating_cluster_wide:
             chosen = _serving_and_terminating(candidates)
         else:
             chosen = []
         return _places(chosen)
 
-    def _narrowed(self, candidates: _Candidates) -> list[tuple[int, Endpoint]]:
+    def _narrowed(self, candidates: _Candidates, zone_hints: bool) -> list[tuple[int, Endpoint]]:
         ready = [
             (port, endpoint)
             for port, endpoints in candidates
@@ -319,7 +327,7 @@ class _Builder:
             if near:
                 return near
         zone = self.zone
-        if self.zone_hints and zone and all(endpoint.zone_hints for _, endpoint in ready):
+        if zone_hints and zone and all(endpoint.zone_hints for _, endpoint in ready):
             near = [pair for pair in ready if zone in pair[1].zone_hints]
             if near:
                 return near

@@ -19,6 +19,9 @@ TrafficPolicy = Literal["Cluster", "Local"]
 # kube-proxy leaves out Services and slices that carry this label, whatever its value.
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
+# Annotations that ask for zone hints. The first one is older, and wins where both are set.
+TOPOLOGY_HINTS_ANNOTATION = "service.kubernetes.io/topology-aware-hints"
+TOPOLOGY_MODE_ANNOTATION = "service.kubernetes.io/topology-mode"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 DEFAULT_AFFINITY_TIMEOUT = 10800
 
@@ -42,7 +45,8 @@ class Service:
     ``load_balancer_ips`` holds ingress addresses whose ``ipMode`` is VIP or absent;
     ``proxied_ips`` the others, which only a kube-proxy that knows no ``ipMode`` programs.
     ``proxy_name`` is the value of the label that hands the Service to
-    another proxy, ``None`` where it has no such label.
+    another proxy, ``None`` where it has no such label. ``topology_hints`` and ``topology_mode``
+    are the values of the two annotations that ask for zone hints, ``None`` where it lacks them.
     """
 
     namespace: str
@@ -64,6 +68,8 @@ class Service:
     external_name: bool = False
     proxy_name: str | None = None
     topology_keys: tuple[str, ...] = ()
+    topology_hints: str | None = None
+    topology_mode: str | None = None
     selector: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,8 +83,9 @@ class Service:
         """Read a core/v1 Service."""
         fields = Fields("Service", item)
         root = fields.root
-        spec = fields.mapping(root, "spec")
-        labels = fields.strings(fields.mapping(root, "metadata"), "metadata.labels")
+        spec, metadata = fields.mapping(root, "spec"), fields.mapping(root, "metadata")
+        labels = fields.strings(metadata, "metadata.labels")
+        annotations = fields.strings(metadata, "metadata.annotations")
         kind = fields.text(spec, "spec.type", "ClusterIP")
         first_ip = fields.text(spec, "spec.clusterIP")
         # Servers before 1.20 have no clusterIPs.
@@ -86,7 +93,7 @@ class Service:
         return cls(
             namespace=fields.namespace,
             name=fields.name,
-            uid=fields.text(fields.mapping(root, "metadata"), "metadata.uid"),
+            uid=fields.text(metadata, "metadata.uid"),
             type=kind,
             cluster_ips=tuple(
                 fields.address(value, f"spec.clusterIPs[{index}]")
@@ -116,6 +123,8 @@ class Service:
             external_name=kind == "ExternalName",
             proxy_name=labels.get(PROXY_NAME_LABEL),
             topology_keys=tuple(fields.items(spec, "spec.topologyKeys")),
+            topology_hints=annotations.get(TOPOLOGY_HINTS_ANNOTATION),
+            topology_mode=annotations.get(TOPOLOGY_MODE_ANNOTATION),
             selector=fields.strings(spec, "spec.selector"),
             labels=labels,
         )

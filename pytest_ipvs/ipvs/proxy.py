@@ -14,7 +14,7 @@ from pytest_ipvs.ipvs.kernel import (
     FIRST_WITH_REUSE_MODE,
     KernelRelease,
 )
-from pytest_ipvs.ipvs.objects import Node
+from pytest_ipvs.ipvs.objects import Node, Service
 
 DEFAULT_SYNC_PERIOD = 30.0
 # kube-proxy probes a scheduler with this virtual server and deletes it at once.
@@ -122,11 +122,34 @@ class ProxyRules:
         return self._minor >= 21 and self.gate("ServiceInternalTrafficPolicy", self._minor >= 22)
 
     @property
-    def zone_hints(self) -> bool | None:
-        """Whether zone hints narrow the endpoints: by gate from 1.21 on, as a rule from 1.24."""
+    def zone_hints(self) -> bool:
+        """Whether zone hints may narrow the endpoints: by gate from 1.21, as a rule from 1.24."""
         if self._minor < 21:
             return False
         return self.gate("TopologyAwareHints", self._minor >= 24) or self._minor >= 33
+
+    @property
+    def asks_for_annotation(self) -> bool:
+        """Whether zone hints count only for Services with an annotation: by default until 1.30."""
+        if self._minor < 30:
+            return True
+        return self._minor < 33 and not self.gate("ServiceTrafficDistribution", self._minor >= 31)
+
+    def heeds_zone_hints(self, service: Service) -> bool | None:
+        """Whether zone hints narrow the endpoints of this Service.
+
+        Where the annotation counts, it has to be "auto" or "Auto" until 1.26, and anything but
+        "disabled" from 1.27 on. "Auto" came with a patch release of 1.21; which one is not
+        certain.
+        """
+        if not self.zone_hints or not self.asks_for_annotation:
+            return self.zone_hints
+        value = service.topology_hints
+        if self._minor < 27:
+            return None if value == "Auto" and self._minor == 21 else value in ("auto", "Auto")
+        if value is None:
+            value = service.topology_mode
+        return value not in (None, "", "disabled", "Disabled")
 
     @property
     def node_hints(self) -> bool:

@@ -73,7 +73,8 @@ class ExpectedAddresses:
     """Addresses of kube-ipvs0 of one family, each with the "namespace/name" of its Service.
 
     ``allowed``: external and load balancer addresses that another interface has too. Newer
-    releases leave them out, older ones bind them.
+    releases leave them out, older ones bind them. Those of ``ipMode: Proxy`` are allowed as well
+    where it is not certain that this kube-proxy leaves them out.
     """
 
     required: Mapping[str, str]
@@ -119,6 +120,7 @@ def virtual_addresses(
         for address in _outside(service, rules, family):
             certain = bool(own) and address not in elsewhere
             (required if certain else allowed).setdefault(address, service.ref)
+        allowed.update(dict.fromkeys(_proxied(service, rules, family), service.ref))
     return ExpectedAddresses(required=required, allowed=allowed)
 
 
@@ -165,6 +167,11 @@ def _outside(service: Service, rules: ProxyRules, family: str) -> Iterator[str]:
     return _of((*external, *service.load_balancer_ips), family)
 
 
+def _proxied(service: Service, rules: ProxyRules, family: str) -> Iterator[str]:
+    """Addresses of ``ipMode: Proxy`` that this kube-proxy may program all the same."""
+    return _of(service.proxied_ips if rules.ip_mode is None else (), family)
+
+
 class _Members:
     """Members of all sets of one family, gathered Service by Service."""
 
@@ -205,6 +212,8 @@ class _Members:
                 self._put(name, address + spelled, service, certain)
             for address in _of(service.load_balancer_ips, self.family):
                 self._balancer(service, address, address + spelled, certain)
+            for address in _proxied(service, self.rules, self.family):
+                self._balancer(service, address, address + spelled, False)
             if port.node_port and certain:
                 self._node_port(service, port, local)
         if service.health_check_node_port and certain and local and service.type == "LoadBalancer":

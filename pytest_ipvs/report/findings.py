@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,16 +16,22 @@ GROUPS_SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The same fault on one or more nodes. ``nodes`` is empty where it is the whole cluster's."""
+    """The same fault on one or more nodes. ``nodes`` is empty where it is the whole cluster's.
+
+    ``finding`` is the first of ``count``, which is more than the nodes where one of them has the
+    fault at several of its addresses.
+    """
 
     finding: Finding
     nodes: tuple[str, ...]
+    count: int = 1
 
 
 def group(findings: Iterable[Finding]) -> tuple[Group, ...]:
     """Findings that differ only in node and evidence become one group; worst severity first."""
     nodes: dict[tuple[str, ...], list[str]] = {}
     first: dict[tuple[str, ...], Finding] = {}
+    counts: Counter[tuple[str, ...]] = Counter()
     for finding in findings:
         key = (
             finding.severity,
@@ -36,11 +43,15 @@ def group(findings: Iterable[Finding]) -> tuple[Group, ...]:
             finding.remedy,
         )
         first.setdefault(key, finding)
+        counts[key] += 1
         names = nodes.setdefault(key, [])
         if finding.node is not None and finding.node not in names:
             names.append(finding.node)
     order = {"fail": 0, "warn": 1, "info": 2}
-    groups = [Group(finding=first[key], nodes=tuple(sorted(nodes[key]))) for key in first]
+    groups = [
+        Group(finding=first[key], nodes=tuple(sorted(nodes[key])), count=counts[key])
+        for key in first
+    ]
     return tuple(sorted(groups, key=lambda g: (order[g.finding.severity], -len(g.nodes))))
 
 
@@ -107,12 +118,16 @@ def _group_lines(one: Group) -> list[str]:
     finding = one.finding
     severity = "" if finding.severity == "fail" else f" ({finding.severity})"
     lines = [f"  {named(one.nodes)}: {finding.object}{severity}"]
+    evidence = finding.evidence
+    if evidence and one.count > max(len(one.nodes), 1):
+        # Only one piece of evidence is shown, and a node may have the fault at several addresses.
+        evidence += f" (the first of {one.count} findings)"
     parts = (
         ("observed", finding.observed),
         ("expected", finding.expected),
         ("why", finding.reason),
         ("remedy", finding.remedy),
-        ("evidence", finding.evidence),
+        ("evidence", evidence),
         ("waive", waiver_line(one)),
     )
     for name, text in parts:

@@ -17,8 +17,9 @@ from evidence_builder import (
 from fault_registry import trips
 
 from pytest_ipvs.checks import Evidence
-from pytest_ipvs.ipvs.tables import RealServer, VirtualServer
+from pytest_ipvs.ipvs.tables import RealServer, ServiceKey, VirtualServer
 
+NODE_PORT = ServiceKey("TCP", "192.0.2.2", 30080)
 GONE = RealServer.at("10.244.9.9", 8080, "Masq", 1, 3, 4)
 ELSEWHERE = RealServer.at("10.244.1.2", 8080, "Masq", 1, 0, 0)
 ORPHAN = VirtualServer("TCP", "10.96.9.9", 80, None, "rr", (), None, None, ())
@@ -37,14 +38,17 @@ def missing_virtual_server(evidence: Evidence) -> Evidence:
     return table(evidence, lambda old: tuple(v for v in old if v.key != WEB))
 
 
-@trips("TB-10", words=("192.0.2.2:30080/TCP", "absent"))
+@trips("TB-10", words=("node port 30080/TCP of demo/web", "192.0.2.2:30080/TCP", "absent"))
 def missing_virtual_server_of_a_node_port(evidence: Evidence) -> Evidence:
     return table(
         evidence, lambda old: tuple(v for v in old if (v.address, v.port) != ("192.0.2.2", 30080))
     )
 
 
-@trips("TB-01", words=("10.96.9.9:80/TCP", "no Service", "ipvsadm -D -t 10.96.9.9:80"))
+@trips(
+    "TB-01",
+    words=("10.96.9.9:80/TCP", "no Service", '"10.96.9.9:80/TCP"', "ipvsadm -D -t 10.96.9.9:80"),
+)
 def orphan_virtual_server(evidence: Evidence) -> Evidence:
     return table(evidence, lambda old: (*old, ORPHAN))
 
@@ -81,6 +85,32 @@ def another_way_of_forwarding(evidence: Evidence) -> Evidence:
 )
 def stale_real_server(evidence: Evidence) -> Evidence:
     return virtual(evidence, WEB, real_servers=add_real(GONE))
+
+
+@trips(
+    "TB-03",
+    words=(
+        "node port 30080/TCP of demo/web -> 10.244.9.9:8080",
+        "virtual server 192.0.2.2:30080/TCP",
+        "ipvsadm -d -t ADDRESS:30080 -r 10.244.9.9:8080",
+    ),
+)
+def stale_real_server_of_a_node_port(evidence: Evidence) -> Evidence:
+    return virtual(evidence, NODE_PORT, real_servers=add_real(GONE))
+
+
+@trips(
+    "TB-10",
+    words=("node port 30080/TCP of demo/web", '"*:30080/TCP"', "ipvsadm -D -t ADDRESS:30080"),
+)
+def a_node_port_at_an_address_that_the_node_lost(evidence: Evidence) -> Evidence:
+    return table(evidence, lambda old: (*old, ORPHAN._replace(address="192.0.2.77", port=30080)))
+
+
+@trips("TB-01", words=("FWM 7", '"fwmark:7"', "ipvsadm -D -f 7"))
+def orphan_virtual_server_of_a_mark(evidence: Evidence) -> Evidence:
+    mark = ORPHAN._replace(protocol="FWM", address="", port=7, fwmark=7)
+    return table(evidence, lambda old: (*old, mark))
 
 
 @trips("TB-04 fail", words=("10.244.9.9:8080", "weight 0", "at least 300 s", "SY-01"))

@@ -16,13 +16,14 @@ TABLE_CHECKS = (
     *("KM-03", "TB-01", "TB-02", "TB-03", "TB-04", "TB-05", "TB-06", "TB-07", "TB-08"),
     *("TB-10", "TB-12", "PS-01", "PS-04"),
 )
+SET_CHECKS = ("TB-09", "TB-11")
 
 
 def service(name: str = "web", **spec: Any) -> dict[str, Any]:
-    labels = spec.pop("labels", {})
+    metadata = {"namespace": "demo", "name": name, "labels": spec.pop("labels", {})}
+    metadata["annotations"] = spec.pop("annotations", {})
     status = spec.pop("status", {})
     spec = {"clusterIP": "10.96.0.10", "ports": [{"port": 80}], **spec}
-    metadata = {"namespace": "demo", "name": name, "labels": labels}
     return {"kind": "Service", "metadata": metadata, "spec": spec, "status": status}
 
 
@@ -57,9 +58,10 @@ class Case:
 
     ``table`` is node-2's, ``first`` node-1's where it differs, ``earlier`` node-2's in the first
     reading. ``version``, ``config`` and ``addresses`` (in addition to its own) are node-2's;
-    ``late`` comes with the last reading only. ``lacks``: what is not measured. ``true``: checks
-    that rightly tell something else about such a cluster. ``contrast``: what is different where
-    it is wrong, ``trips``: the check that says so.
+    ``late`` comes with the last reading only. kube-ipvs0 has the addresses of the table's virtual
+    servers; ``members`` are in node-2's ipsets beside what must be there. ``lacks``: what is not
+    measured. ``true``: checks that rightly tell something else about such a cluster.
+    ``contrast``: what is different where it is wrong, ``trips``: the check that says so.
     """
 
     objects: tuple[Mapping[str, Any], ...] = (service(), slice_of(A, B))
@@ -70,6 +72,7 @@ class Case:
     config: Mapping[str, Any] = field(default_factory=dict)
     addresses: tuple[tuple[str, str], ...] = ()
     late: tuple[tuple[str, str], ...] = ()
+    members: Mapping[str, frozenset[str]] = field(default_factory=dict)
     zones: bool = False
     moving: frozenset[str] = frozenset()
     times: tuple[float, ...] = (0.0, 300.0)
@@ -206,6 +209,7 @@ CASES: dict[str, Case] = {
         objects=(balancer("Proxy"), slice_of(A, B)),
         table={VIP: BOTH, "198.51.100.8:80": BOTH},
         first={VIP: BOTH},
+        members={"KUBE-LOAD-BALANCER": frozenset({"198.51.100.8,tcp:80"})},
         version="v1.28.0",
         true=frozenset({"KP-06"}),
         contrast={"version": "v1.32.0"},
@@ -391,6 +395,8 @@ CASES: dict[str, Case] = {
         table={},
         first={VIP: BOTH},
         lacks=dict.fromkeys(TABLE_CHECKS, "table"),
+        # There is no device in such a namespace either, and no set.
+        true=frozenset(SET_CHECKS),
         contrast={"addresses": (("kube-ipvs0", "10.96.0.10"),)},
         trips="TB-01",
     ),
@@ -421,6 +427,7 @@ CASES: dict[str, Case] = {
     ),
     "26-a-node-that-just-joined": Case(
         earlier={},
+        lacks={"TB-09": LATER},
         contrast={
             "earlier": {"10.96.9.9:80": ""},
             "table": {"10.96.9.9:80": ""},

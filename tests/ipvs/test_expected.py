@@ -208,6 +208,22 @@ def test_06_zone_hints_narrow_if_every_ready_endpoint_has_them() -> None:
     assert len(real(expect(service(), slice_of(near, far), version="v1.20.2"))) == 2
 
 
+def test_06_zone_hints_that_may_count_leave_both_sets_right() -> None:
+    near = replace(LIVE, zone_hints=("z1",))
+    far = replace(OTHER, zone_hints=("z2",))
+    told = expect(
+        service(topology_hints="Auto", external_ips=("198.51.100.7",)),
+        slice_of(near, far),
+        version="v1.21.3",
+        config={"featureGates": {"TopologyAwareHints": True}},
+    )
+    here, both = ["10.244.1.2"], ["10.244.1.2", "10.244.2.2"]
+    outer = ServiceKey("TCP", "198.51.100.7", 80)
+    for right in (here, both):
+        assert compare(told, table({VIP: right, outer: right})) == ()
+    assert compare(told, table({VIP: ["10.244.2.2"], outer: both})) != ()
+
+
 def test_06_node_hints_come_before_zone_hints() -> None:
     near = replace(LIVE, zone_hints=("z1",), node_hints=("node-1",))
     far = replace(OTHER, zone_hints=("z1",), node_hints=("node-2",))

@@ -68,6 +68,17 @@ def test_load_balancer_addresses_in_proxy_mode_are_left_out() -> None:
     assert Service.from_api(item).load_balancer_ips == ("192.0.2.1", "192.0.2.3")
 
 
+def test_annotations_that_ask_for_zone_hints() -> None:
+    item = service()
+    assert Service.from_api(item).topology_hints is None
+    item["metadata"]["annotations"] = {
+        "service.kubernetes.io/topology-aware-hints": "auto",
+        "service.kubernetes.io/topology-mode": "Auto",
+    }
+    read = Service.from_api(item)
+    assert (read.topology_hints, read.topology_mode) == ("auto", "Auto")
+
+
 def test_addresses_are_spelt_in_one_way() -> None:
     read = Service.from_api(
         service(clusterIPs=["10.96.0.1", "FD00:0::00A"], externalIPs=["010.001.0.9"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_ipvs.ipvs.kernel import KernelRelease, fixes
-from pytest_ipvs.ipvs.objects import Node
+from pytest_ipvs.ipvs.objects import Node, Service
 from pytest_ipvs.ipvs.proxy import (
     ProxyRules,
     expected_conn_reuse_mode,
@@ -105,6 +105,39 @@ def test_sync_lag(version: str, config: dict[str, Any], lag: float) -> None:
 )
 def test_rules_that_differ_by_version(version: str, what: str, value: bool | None) -> None:
     assert getattr(rules(version), what) is value
+
+
+@pytest.mark.parametrize(
+    ("version", "gates", "hints", "mode", "heeds"),
+    [
+        ("v1.20.2", {}, "auto", None, False),
+        ("v1.21.0", {}, "auto", None, False),
+        ("v1.21.0", {"TopologyAwareHints": True}, "auto", None, True),
+        # A patch release of 1.21 began to take this word.
+        ("v1.21.0", {"TopologyAwareHints": True}, "Auto", None, None),
+        ("v1.22.0", {"TopologyAwareHints": True}, "Auto", None, True),
+        ("v1.26.0", {}, None, None, False),
+        ("v1.26.0", {}, "Auto", None, True),
+        ("v1.26.0", {}, "other", None, False),
+        ("v1.26.0", {}, None, "Auto", False),
+        ("v1.27.0", {}, None, "Auto", True),
+        ("v1.27.0", {}, "other", None, True),
+        ("v1.27.0", {}, "", "Auto", False),
+        ("v1.27.0", {}, "Disabled", "Auto", False),
+        ("v1.30.0", {}, None, "disabled", False),
+        ("v1.30.0", {"ServiceTrafficDistribution": True}, None, None, True),
+        ("v1.31.0", {}, None, "disabled", True),
+        ("v1.32.0", {"ServiceTrafficDistribution": False}, None, None, False),
+        ("v1.32.0", {"ServiceTrafficDistribution": False}, None, "Auto", True),
+        ("v1.32.0", {"TopologyAwareHints": False}, None, "Auto", False),
+        ("v1.33.0", {"ServiceTrafficDistribution": False}, None, None, True),
+    ],
+)
+def test_zone_hints_by_release_and_annotation(
+    version: str, gates: dict[str, bool], hints: str | None, mode: str | None, heeds: bool | None
+) -> None:
+    service = Service(namespace="demo", name="web", topology_hints=hints, topology_mode=mode)
+    assert rules(version, featureGates=gates).heeds_zone_hints(service) is heeds
 
 
 def test_gates_change_rules() -> None:

@@ -103,6 +103,38 @@ def test_traffic_policies_choose_the_set() -> None:
     assert "KUBE-EXTERNAL-IP" not in filled(without)
 
 
+@pytest.mark.parametrize(
+    ("version", "may"), [("v1.28.5", True), ("v1.31.0", True), ("v1.32.0", False)]
+)
+def test_addresses_of_the_mode_proxy_may_be_programmed_until_1_31(version: str, may: bool) -> None:
+    told = service(
+        type="LoadBalancer",
+        proxied_ips=("203.0.113.6", "fd03::6"),
+        external_traffic_policy="Local",
+        load_balancer_source_ranges=("198.51.100.0/24",),
+    )
+    found = sets(told, version=version)
+    plain = sets(service(type="LoadBalancer", external_traffic_policy="Local"), version=version)
+    assert {name: one.required for name, one in found.items()} == {
+        name: one.required for name, one in plain.items()
+    }
+    member = "203.0.113.6,tcp:80"
+    more = {
+        "KUBE-LOAD-BALANCER": {member},
+        "KUBE-LOAD-BALANCER-LOCAL": {member},
+        "KUBE-LOAD-BALANCER-FW": {member},
+        "KUBE-LOAD-BALANCER-SOURCE-CIDR": {f"{member},198.51.100.0/24"},
+        "KUBE-IPVS-IPS": {"203.0.113.6"},
+    }
+    assert {name: set(one.allowed) for name, one in found.items() if one.allowed} == (
+        more if may else {}
+    )
+    rules = ProxyRules(version=version, config={})
+    bound = virtual_addresses([told], OWN, rules, "IPv4")
+    assert set(bound.required) == {"10.96.0.1"}
+    assert set(bound.allowed) == ({"203.0.113.6"} if may else set())
+
+
 def test_source_ranges() -> None:
     told = service(
         load_balancer_ips=("203.0.113.6",),

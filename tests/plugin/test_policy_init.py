@@ -20,6 +20,7 @@ WORLD = """
         "Prot LocalAddress:Port Scheduler Flags\\n"
         "  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\\n"
         "TCP  0A600909:0050 wlc \\n"
+        "FWM  00000007 wlc \\n"
     )},
     services=(Service(namespace="demo", name="sticky", affinity_timeout=60),),
 """
@@ -36,6 +37,7 @@ def test_the_starter_of_a_cluster(cluster_run: Run, pytester: pytest.Pytester) -
         "yaml-language-server: $schema=",
         "4.18.0-513.el8.x86_64 (rhel) on node-3; fixes b, c and d: unknown: b, c, d",
         '"10.96.9.9:80/TCP"  # on node-1',
+        '"fwmark:7"  # on node-1',
         "node-2 did not answer: no route to host - evil: true",
         "Scheduler wlc on node-1.",
         "1 of 1 Services use session affinity: demo/sticky.",
@@ -46,7 +48,7 @@ def test_the_starter_of_a_cluster(cluster_run: Run, pytester: pytest.Pytester) -
     # Without the #, it is a policy.
     path.write_text(re.sub(r"^#(?=\w|  )", "", text, flags=re.MULTILINE), encoding="utf-8")
     policy = load_policy(path)
-    assert policy.foreign_virtual_servers == ("10.96.9.9:80/TCP",)
+    assert policy.foreign_virtual_servers == ("10.96.9.9:80/TCP", "fwmark:7")
     ((pattern, fixes),) = policy.kernel_fix_overrides
     assert re.search(pattern, "4.18.0-513.el8.x86_64")
     assert set(fixes) == {"b", "c", "d"}
