@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pytest_ipvs.checks.detailed import Moment, moment, not_settled
+from pytest_ipvs.checks.detailed import Doubt, Moment, moment, not_settled
 from pytest_ipvs.checks.findings import Finding, NotMeasured, Severity
 from pytest_ipvs.checks.model import Evidence, Said
 from pytest_ipvs.checks.nodes import (
@@ -23,19 +24,26 @@ from pytest_ipvs.ipvs.proxy_chains import (
     POSTROUTING,
     SERVICES,
     ExpectedChain,
+    Terms,
     chains_by_version,
     conditions,
-    mark_and_mask,
+    first_end,
+    follow_mark,
     masquerade_bit,
     masquerade_chains,
     masquerade_form,
+    masquerade_rules,
+    normal_network,
     set_name,
-    sets_mark,
+    terms,
+    terms_of,
 )
+from pytest_ipvs.ipvs.proxy_sets import expected_sets
 
 _PROGRAMS = {"IPv4": "iptables", "IPv6": "ip6tables"}
 # The first release of iptables whose MASQUERADE knows --random-fully.
 _RANDOM_FULLY = (1, 6, 2)
+_NODE_CIDR = "NODE-POD-CIDR"
 _NOT_MASQUERADED = (
     "traffic to Services that needs masquerading keeps its source address, so that replies of "
     "pods on other nodes take another way and the connection fails"
@@ -77,6 +85,9 @@ class _Wrong:
     object: str
     observed: str
     expected: str
+    evidence: str = ""
+    # Why it may be right, for what depends on Services that may just have changed.
+    doubt: Doubt | None = None
 
 
 def _missing(view: RulesView, chain: ExpectedChain) -> Iterator[_Wrong]:
@@ -87,13 +98,28 @@ def _missing(view: RulesView, chain: ExpectedChain) -> Iterator[_Wrong]:
     elif chain.filled and not view.found.rules(chain.table, chain.name):
         yield _Wrong(object=name, observed="no rules", expected="kube-proxy's rules")
     for hook in chain.hooks:
-        targets = [rule.target for rule in view.found.rules(chain.table, hook)]
-        if chain.name not in targets:
+        observed = _not_reached(view, chain.table, hook, chain.name, frozenset())
+        if observed is not None:
             yield _Wrong(
                 object=f"{view.prefix}{chain.table} {hook} -> {chain.name}",
-                observed="no jump",
-                expected="a jump",
+                observed=observed or "no jump",
+                expected="a jump for all packets that no rule in front of it ends",
             )
+
+
+def _not_reached(view: RulesView, table: str, chain: str, target: str, wanted: Terms) -> str | None:
+    """Why packets of these conditions do not reach a target: ``None`` if they do, "" for no rule.
+
+    A rule with more conditions leaves some of the packets out. One with fewer is another rule: the
+    last MASQUERADE of KUBE-POSTROUTING does not stand in for that of pods reaching themselves.
+    """
+    leading = [rule for rule in view.found.rules(table, chain) if rule.target == target]
+    for rule in leading:
+        if terms(rule) == wanted:
+            end = first_end(view.found, table, chain, wanted, rule)
+            return None if end is None else f"behind {end}"
+    narrow = [rule for rule in leading if terms(rule) > wanted]
+    return f"for some packets only: {narrow[0]}" if narrow else ""
 
 
 def _told(
@@ -101,11 +127,13 @@ def _told(
 ) -> Said:
     """Findings, unless kube-proxy had not finished its first sync: rules change seldom later."""
     found = list(wrong)
-    if found and view.moment.starting is not None:
-        what = f"{found[0].object}: {found[0].observed}, expected {found[0].expected}"
-        yield not_settled(check, view.node, what, view.moment.starting, len(found) - 1)
-        return
-    for item in found:
+    doubts = [(item, view.moment.starting or item.doubt) for item in found]
+    unsettled = [(item, doubt) for item, doubt in doubts if doubt is not None]
+    if unsettled:
+        item, doubt = unsettled[0]
+        what = f"{item.object}: {item.observed}, expected {item.expected}"
+        yield not_settled(check, view.node, what, doubt, len(unsettled) - 1)
+    for item in (item for item, doubt in doubts if doubt is None):
         yield Finding(
             check=check,
             severity=severity,
@@ -115,6 +143,7 @@ def _told(
             expected=item.expected,
             reason=reason,
             remedy=RESTART_PROXY,
+            evidence=item.evidence,
         )
 
 
@@ -148,37 +177,80 @@ def _masquerading(view: RulesView) -> Iterator[_Wrong]:
                 observed=f"behind the jump to {jumps[0]}",
                 expected="the first jump to a KUBE- chain",
             )
+    yield from _choosing(view)
     if view.moment.facts.proxy.config is None:
         return
     bit = masquerade_bit(view.moment.rules)
-    wanted = f"mark 0x{1 << bit:x} (masqueradeBit {bit})"
+    mark = 1 << bit
+    wanted = f"mark 0x{mark:x} (masqueradeBit {bit})"
     marking = view.found.rules("nat", MARK_MASQ)
-    if marking and not any(sets_mark(rule, bit) for rule in marking):
+    if marking and not follow_mark(marking, 0)[1] & mark:
         yield _Wrong(
             object=f"{view.prefix}nat {MARK_MASQ}",
             observed="; ".join(map(str, marking)),
-            expected=f"a rule that sets {wanted}",
+            expected=f"a rule that sets {wanted}, and none in front of it that ends",
         )
     rules = view.found.rules("nat", POSTROUTING)
-    if rules and not (_snat(rules) and any(_tests(rule, bit) for rule in rules)):
+    if rules and not (follow_mark(rules, mark)[0] and not follow_mark(rules, 0)[0]):
         yield _Wrong(
             object=f"{view.prefix}nat {POSTROUTING}",
             observed="; ".join(map(str, rules)),
-            expected=f"MASQUERADE of what carries {wanted}",
+            expected=f"MASQUERADE of what carries {wanted}, and not of what carries no mark",
         )
+
+
+def _choosing(view: RulesView) -> Iterator[_Wrong]:
+    """The rules that choose what is masqueraded, where their chains are there."""
+    filled = {chain.name for chain in masquerade_chains() if chain.filled}
+    for should in masquerade_rules(view.family):
+        chain = view.found.chains.get(("nat", should.chain))
+        if chain is None or not (chain.rules or should.chain not in filled):
+            continue  # That is told already.
+        observed = _not_reached(view, "nat", should.chain, should.target, terms_of(should.words))
+        if observed is None:
+            continue
+        asked, doubt = _asked(view, should.when) if should.when else (True, None)
+        if not asked:
+            continue
+        of_set = f" of {should.when}" if should.when else ""
+        yield _Wrong(
+            object=f"{view.prefix}nat {should.chain} -> {should.target}{of_set}",
+            observed=observed or "no rule",
+            expected=shlex.join([*should.words, "-j", should.target]),
+            doubt=doubt,
+        )
+
+
+def _asked(view: RulesView, name: str) -> tuple[bool, Doubt | None]:
+    """Whether a Service has a member in an ipset, and why that may not count yet.
+
+    kube-proxy writes the rule for a set together with its first member. This is asked for rules
+    that are missing only: with many Services it takes a while.
+    """
+    services = {
+        service
+        for one in expected_sets(
+            services=view.moment.snapshot.services,
+            slices=view.moment.snapshot.endpoint_slices,
+            node=view.moment.node,
+            addresses=view.moment.facts.addresses,
+            rules=view.moment.rules,
+            family=view.family,
+        )
+        if one.name == name
+        for service in one.required.values()
+    }
+    doubt: Doubt | None = None
+    for service in sorted(services):
+        doubt = view.moment.doubt(service, "")
+        if doubt is None:
+            break
+    return bool(services), doubt
 
 
 def _snat(rules: tuple[Rule, ...]) -> list[Rule]:
     """The rules that masquerade what is marked; that of pods reaching themselves is another."""
     return [r for r in rules if r.target == "MASQUERADE" and r.option("--match-set") is None]
-
-
-def _tests(rule: Rule, bit: int) -> bool:
-    text = rule.option("--mark")
-    if text is None:
-        return False
-    value, mask = mark_and_mask(text)
-    return value & mask == 1 << bit
 
 
 def cluster_ip_rule(evidence: Evidence) -> Said:
@@ -213,15 +285,28 @@ def _cluster_ip_rule(check: str, view: RulesView) -> Said:
         if rule.target == MARK_MASQ and rule.option("--match-set") == name
     ]
     wanted = ("--match-set", name, form.directions)
+    behind = ""
     for rule in rules:
         words = conditions(rule)
         at = words.index("--match-set")
         if words[at : at + 3] == wanted and words[:at] + words[at + 3 :] == form.words:
-            return
+            end = first_end(view.found, "nat", SERVICES, terms(rule), rule)
+            if end is None:
+                return
+            behind = f", behind {end}"
+    # The node's own CIDR goes with the evidence: the same fault on many nodes is one finding.
+    own = form.node_cidr
+
+    def shown(word: str) -> str:
+        return _NODE_CIDR if own and normal_network(word) == own else word
+
     wrong = _Wrong(
         object=f"{view.prefix}nat {SERVICES}: masquerading of ClusterIPs",
-        observed="; ".join(map(str, rules)) or "no rule",
-        expected=" ".join([*form.words, *wanted]) + f" ({form.because})",
+        observed="; ".join(shlex.join(map(shown, rule.words)) for rule in rules) + behind
+        if rules
+        else "no rule",
+        expected=f"{' '.join([*map(shown, form.words), *wanted])} ({form.because})",
+        evidence=f"{_NODE_CIDR} is {own}, the node's own" if own else "",
     )
     reason = (
         "the sources that are masqueraded on their way to a ClusterIP are not those that "

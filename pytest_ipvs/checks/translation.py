@@ -63,7 +63,7 @@ CHECKS = (
     replace(
         _CT_01,
         id="CT-07",
-        title="INPUT lets traffic to virtual addresses pass",
+        title="INPUT and FORWARD let traffic to virtual addresses and pods pass",
         needs=_RULES | {"proxy.version"},
         source="Linux net/netfilter/ipvs/ip_vs_core.c; kubernetes/kubernetes issue 72236",
         run=firewall.input_policy,

@@ -62,3 +62,15 @@ def set_changed(
         return replace(old, details=replace(old.details, ipsets=sets))
 
     return lambda evidence: on_node(evidence, one)
+
+
+def set_lost(name: str) -> Callable[[Evidence], Evidence]:
+    """A fault: an ipset that node-2 does not have."""
+
+    def one(old: NodeFacts) -> NodeFacts:
+        assert old.details is not None
+        assert old.details.ipsets is not None
+        sets = {key: value for key, value in old.details.ipsets.items() if key != name}
+        return replace(old, details=replace(old.details, ipsets=sets))
+
+    return lambda evidence: on_node(evidence, one)

@@ -9,10 +9,11 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from evidence_builder import details, healthy, of_cluster, on_node, tripped, unmeasured
+from evidence_builder import details, healthy, of_cluster, on_node, proxy, tripped, unmeasured
 from faults_datagrams import datagrams_go_to_a_dead_pod
 from faults_netfilter import (
     a_cluster_ip_is_not_bound,
+    a_pod_does_not_reach_itself,
     a_set_has_a_member_too_many,
     a_set_is_gone,
     a_set_lacks_a_member,
@@ -21,15 +22,17 @@ from faults_netfilter import (
 )
 from faults_tables import missing_real_server, with_dns
 from ipvs_recorded import netfilter
+from netfilter_builder import recorded_rules
 from netfilter_changes import chain_changed, rule
 from test_recorded_runs import snapshots
 
 from pytest_ipvs.checks import Evidence, run_check
 from pytest_ipvs.cluster.configz import KEY, normalise
 from pytest_ipvs.cluster.model import NodeDetails, NodeFacts
-from pytest_ipvs.ipvs.netfilter import parse_rules, parse_sets
+from pytest_ipvs.ipvs.netfilter import Chain, RuleSet, parse_rules, parse_sets
 from pytest_ipvs.ipvs.objects import Service, ServicePort
 from pytest_ipvs.policy import Policy
+from pytest_ipvs.report.findings import group
 
 CHECKS = ("TB-09", "TB-11", *(f"CT-0{n}" for n in range(1, 9)))
 QUEUED = 'kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"}'
@@ -174,6 +177,108 @@ def test_a_firewall_that_accepts_some_clients_needs_a_probe(text: str) -> None:
     outcome = run_check("CT-07", fault(healthy()))
     assert outcome.findings == ()
     assert [lack.fact for lack in outcome.not_measured] == ["a probe of a ClusterIP"]
+
+
+@pytest.mark.parametrize("hook", ["INPUT", "FORWARD"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-s 10.244.2.2/32 -j DROP",
+        "-m set --match-set BLOCKED src -j DROP",
+        "-i cali+ -j DROP",
+        "-m limit --limit 5/sec -j REJECT",
+        "-m mark ! --mark 0x40000/0x40000 -j DROP",
+        "-p tcp -m tcp --sport 1024:5000 -j DROP",
+    ],
+)
+def test_a_drop_that_may_hit_pods_needs_a_probe(hook: str, text: str) -> None:
+    fault = chain_changed("filter", hook, lambda old: (*old, rule(text)))
+    evidence = fault(healthy())
+    assert tripped(evidence) == {}
+    assert unmeasured(evidence) == {"CT-07": {"a probe of a ClusterIP"}}
+    (lack,) = run_check("CT-07", evidence).not_measured
+    assert lack.reason.startswith(f"filter {hook}: '-A {hook} ")
+    assert "a probe must tell" in lack.reason
+
+
+@pytest.mark.parametrize(
+    ("hook", "texts"),
+    [
+        # Nobody can tell from here whom the first rule accepts.
+        ("INPUT", ("-m mark --mark 0x1/0x1 -j ACCEPT", "-s 10.244.0.0/16 -j DROP")),
+        ("INPUT", ("-m recent --update -j RETURN", "-p tcp -j DROP")),
+        ("FORWARD", ("-m mark --mark 0x10000/0x10000 -j ACCEPT", "-j REJECT")),
+        ("FORWARD", ("! -i cni0 -j DROP",)),
+        ("FORWARD", ("-p tcp -m set --match-set KUBE-CLUSTER-IP dst,dst -j DROP",)),
+    ],
+)
+def test_what_rules_before_leave_open_needs_a_probe(hook: str, texts: tuple[str, ...]) -> None:
+    fault = chain_changed("filter", hook, lambda old: (*old, *map(rule, texts)))
+    evidence = fault(healthy())
+    assert tripped(evidence) == {}
+    assert unmeasured(evidence) == {"CT-07": {"a probe of a ClusterIP"}}
+
+
+def test_a_node_without_pods_may_forward_nothing() -> None:
+    fault = chain_changed("filter", "FORWARD", lambda old: (*old, rule("-j REJECT")))
+    evidence = of_cluster(fault(healthy()), endpoint_slices=lambda old: ())
+    outcome = run_check("CT-07", evidence)
+    assert outcome.findings == ()
+    (lack,) = outcome.not_measured
+    assert lack.reason.endswith("no endpoint on the node takes tcp: it may have no pods")
+
+
+def test_a_policy_counts_where_a_rule_leaves_the_chain() -> None:
+    leave = rule("-p tcp -j RETURN")
+    fault = chain_changed("filter", "INPUT", lambda old: (*old, leave), policy="DROP")
+    (finding,) = run_check("CT-07", fault(healthy())).findings
+    assert finding.observed.startswith("policy DROP, and no rule before")
+
+
+def test_nothing_is_certain_where_no_pods_are_known() -> None:
+    """Without a cluster CIDR, CIDRs of nodes and endpoints, no address is plainly no pod's."""
+    evidence = chain_changed("filter", "INPUT", lambda old: (*old, rule("-s 10.9.0.0/16 -j DROP")))(
+        healthy()
+    )
+    assert run_check("CT-07", evidence).not_measured == ()
+    evidence = on_node(evidence, proxy(config={"mode": "ipvs"}))
+    evidence = of_cluster(evidence, endpoint_slices=(), proxy_objects=None)
+    lacks = run_check("CT-07", evidence).not_measured
+    assert [lack.fact for lack in lacks] == ["a probe of a ClusterIP"]
+
+
+def test_a_rule_of_a_set_may_be_missing_while_its_service_is_new() -> None:
+    evidence = a_pod_does_not_reach_itself(healthy())
+    evidence = of_cluster(evidence, moving=frozenset({"demo/web", "demo/sticky"}))
+    outcome = run_check("CT-01", evidence)
+    assert outcome.findings == ()
+    (lack,) = outcome.not_measured
+    assert lack.reason.startswith("nat KUBE-POSTROUTING -> MASQUERADE of KUBE-LOOP-BACK: no rule")
+
+
+def test_each_nodes_own_cidr_makes_one_finding() -> None:
+    evidence = of_cluster(
+        healthy(),
+        nodes=lambda old: tuple(
+            replace(node, pod_cidrs=(f"10.244.{n}.0/24",)) for n, node in enumerate(old, 1)
+        ),
+    )
+    for number, name in enumerate(("node-1", "node-2"), 1):
+        config = {"mode": "ipvs", "detectLocalMode": "NodeCIDR"}
+        evidence = on_node(evidence, proxy(config=config), name)
+        # The "!" was lost.
+        wrong = f"-s 10.244.{number}.0/24 -m set --match-set KUBE-CLUSTER-IP dst,dst"
+        chains = dict(recorded_rules("1.36.2").chains)
+        chains["nat", "KUBE-SERVICES"] = Chain(rules=(rule(f"{wrong} -j KUBE-MARK-MASQ"),))
+        evidence = details(evidence, name, iptables=RuleSet(chains=chains))
+    findings = run_check("CT-02", evidence).findings
+    assert len(findings) == 2
+    (one,) = group(findings)
+    assert one.finding.expected.startswith("! -s NODE-POD-CIDR --match-set KUBE-CLUSTER-IP dst,dst")
+    assert {finding.evidence for finding in findings} == {
+        "NODE-POD-CIDR is 10.244.1.0/24, the node's own",
+        "NODE-POD-CIDR is 10.244.2.0/24, the node's own",
+    }
 
 
 def test_ipv6_counts_where_services_have_it() -> None:

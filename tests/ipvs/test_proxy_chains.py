@@ -7,18 +7,25 @@ from typing import Any
 import pytest
 from ipvs_recorded import netfilter
 
-from pytest_ipvs.ipvs.netfilter import Rule, parse_rules
+from pytest_ipvs.ipvs.netfilter import Chain, Rule, RuleSet, parse_rules
 from pytest_ipvs.ipvs.objects import Node
 from pytest_ipvs.ipvs.proxy import ProxyRules
 from pytest_ipvs.ipvs.proxy_chains import (
     chains_by_version,
+    cluster_cidrs,
     conditions,
+    first_end,
+    follow_mark,
     mark_and_mask,
     masquerade_bit,
     masquerade_chains,
     masquerade_form,
+    masquerade_rules,
+    pod_interfaces,
     set_name,
     sets_mark,
+    terms,
+    terms_of,
 )
 
 NODE = Node(name="node-1", pod_cidrs=("10.244.1.0/24", "fd00:1::/64"))
@@ -42,9 +49,110 @@ def test_every_expected_chain_was_there(version: str) -> None:
         for hook in chain.hooks:
             assert chain.name in {one.target for one in found.rules(chain.table, hook)}
     # And no chain of this kube-proxy is unknown here.
-    known = {c.name for c in (*masquerade_chains(), *chains_by_version(rules(f"v{version}")))}
-    others = {"KUBE-LOAD-BALANCER", "KUBE-NODE-PORT"}
-    assert {name for _, name in found.chains if name.startswith("KUBE-")} <= known | others
+    should = (*masquerade_chains(), *chains_by_version(rules(f"v{version}")))
+    known = {(chain.table, chain.name) for chain in should}
+    assert {key for key in found.chains if key[1].startswith("KUBE-")} <= known
+
+
+@pytest.mark.parametrize("version", ["1.20.2", "1.36.2"])
+def test_every_expected_rule_was_there(version: str) -> None:
+    found = parse_rules(next(netfilter(f"{version}-A", "iptables-save", "node-1"))["out"])
+    lacking = []
+    for should in masquerade_rules("IPv4"):
+        alike = [
+            one
+            for one in found.rules("nat", should.chain)
+            if one.target == should.target and terms(one) == terms_of(should.words)
+        ]
+        if not alike:
+            lacking.append(should.when)
+        else:
+            assert first_end(found, "nat", should.chain, terms(alike[0]), alike[0]) is None
+    # No Service of the recorded cluster has a node port of these.
+    assert lacking == ["KUBE-NODE-PORT-UDP", "KUBE-NODE-PORT-SCTP-HASH"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("-m comment --comment x -j ACCEPT", set()),
+        ("-m socket -m comment --comment x -j ACCEPT", {("-m", "socket")}),
+        (
+            "! -s 10.0.0.0/8 -p tcp -m tcp --dport 80 -j ACCEPT",
+            {("!", "-s", "10.0.0.0/8"), ("-p", "tcp"), ("--dport", "80")},
+        ),
+        (
+            "-m physdev ! --physdev-is-in -m set ! --match-set A dst,dst -g B",
+            {("!", "--physdev-is-in"), ("!", "--match-set", "A", "dst,dst")},
+        ),
+    ],
+)
+def test_the_conditions_of_a_rule_one_by_one(text: str, found: set[tuple[str, ...]]) -> None:
+    assert terms(rule(text)) == found
+
+
+@pytest.mark.parametrize(
+    ("before", "inner", "ends"),
+    [
+        ("-j ACCEPT", (), True),
+        ("-j RETURN", (), True),
+        ("-g OTHER", (), True),
+        ("-p tcp -j ACCEPT", (), True),
+        ("-p udp -j ACCEPT", (), False),
+        ("-m socket -j ACCEPT", (), False),
+        ("-j LOG", (), False),
+        ("-j MASQUERADE", (), False),
+        ("-j OTHER", (), False),
+        ("-j OTHER", ("-p udp -j DROP", "-j ACCEPT"), True),
+        ("-j OTHER", ("-p udp -j RETURN", "-j ACCEPT"), False),
+        ("-j OTHER", ("-p udp -g BACK", "-j ACCEPT"), False),
+        ("-j OTHER", ("-j OTHER",), False),
+    ],
+)
+def test_what_keeps_packets_from_a_rule(before: str, inner: tuple[str, ...], ends: bool) -> None:
+    last = rule("-p tcp -j KUBE-SERVICES")
+    chains = {
+        ("nat", "OUTPUT"): Chain(rules=(rule(before), last)),
+        ("nat", "OTHER"): Chain(rules=tuple(map(rule, inner))),
+    }
+    found = first_end(RuleSet(chains=chains), "nat", "OUTPUT", terms(last), last)
+    assert found == (rule(before) if ends else None)
+
+
+@pytest.mark.parametrize(
+    ("texts", "mark", "masqueraded", "left"),
+    [
+        (("-m mark ! --mark 0x4000/0x4000 -j RETURN", "-j MASQUERADE"), 0x4000, True, 0x4000),
+        (("-m mark ! --mark 0x4000/0x4000 -j RETURN", "-j MASQUERADE"), 0, False, 0),
+        (("-m mark --mark 0x4000/0x4000 -j MASQUERADE",), 0x4000, True, 0x4000),
+        (("-m mark --mark 0x8000/0x8000 -j MASQUERADE",), 0x4000, False, 0x4000),
+        (("-o eth0 -j MASQUERADE", "-j ACCEPT", "-j MASQUERADE"), 0x4000, False, 0x4000),
+        (("-j MARK --set-xmark 0x4000/0x0",), 0x4000, False, 0),
+        (("-j MARK --set-xmark 0x4000/0x4000",), 0, False, 0x4000),
+        (("-j MARK --set-mark 0x8000",), 0x4000, False, 0x8000),
+        (("-j MARK --or-mark 0x1", "-j MARK --xor-mark 0x4000"), 0x4000, False, 1),
+        (("-j MARK --and-mark 0xffffbfff",), 0x4000, False, 0),
+        (("-j MARK", "-j RETURN", "-j MARK --or-mark 0x1"), 0, False, 0),
+    ],
+)
+def test_a_mark_is_followed(
+    texts: tuple[str, ...], mark: int, masqueraded: bool, left: int
+) -> None:
+    assert follow_mark(map(rule, texts), mark) == (masqueraded, left)
+
+
+def test_where_pods_are_by_the_configuration() -> None:
+    assert cluster_cidrs(rules(clusterCIDR="10.244.0.0/16, fd00::/56")) == (
+        "10.244.0.0/16",
+        "fd00::/56",
+    )
+    assert cluster_cidrs(rules()) == ()
+    local = {"bridgeInterface": "br0", "interfaceNamePrefix": "pod"}
+    assert pod_interfaces(rules(detectLocal=local)) == ("", "")
+    bridge = rules(detectLocalMode="BridgeInterface", detectLocal=local)
+    assert pod_interfaces(bridge) == ("br0", "")
+    prefix = rules(detectLocalMode="InterfaceNamePrefix", detectLocal=local)
+    assert pod_interfaces(prefix) == ("", "pod")
 
 
 @pytest.mark.parametrize(
