@@ -6,9 +6,11 @@ file (`policy_file`), judging anything by it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +27,15 @@ class PolicyError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """A number that a check compares with: its default, its unit and what it means."""
+    """A number that a check compares with: its default, its unit and what it means.
+
+    ``choices``: the only numbers that mean something, empty where any does.
+    """
 
     default: float
     unit: str
     meaning: str
+    choices: tuple[float, ...] = ()
 
 
 THRESHOLDS: Mapping[str, Threshold] = {
@@ -92,6 +98,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
         default=2,
         unit="0, 1 or 2",
         meaning="masqueradeAll must be off (0), on (1), or is not judged (2)",
+        choices=(0, 1, 2),
     ),
     "syn_sent_to_gone_endpoints": Threshold(
         default=10, unit="entries", meaning="unanswered SYNs of a node to endpoints that are gone"
@@ -125,6 +132,58 @@ THRESHOLDS: Mapping[str, Threshold] = {
     ),
 }
 """By name, in the order of the documentation."""
+
+SYSCTL_CHECKS: Mapping[str, str] = {
+    "net.ipv4.vs.conn_reuse_mode": "SY-01",
+    "net.ipv4.vs.expire_nodest_conn": "SY-02",
+    "net.ipv4.vs.expire_quiescent_template": "SY-03",
+    "net.ipv4.vs.conntrack": "SY-04",
+    "net.ipv4.vs.conn_max": "CP-03",
+    "net.ipv4.vs.run_estimation": "CP-07",
+    "net.ipv4.vs.est_*": "CP-07",
+    "net.ipv4.vs.*": "SY-11",
+    "net.ipv4.ip_forward": "SY-07",
+    "net.ipv6.conf.all.forwarding": "SY-07",
+    "net.ipv4.conf.*.arp_ignore": "SY-08",
+    "net.ipv4.conf.*.arp_announce": "SY-08",
+    "net.ipv4.conf.*.rp_filter": "SY-09",
+    "net.ipv4.conf.all.route_localnet": "SY-09",
+    "net.bridge.bridge-nf-call-iptables": "SY-10",
+    "net.bridge.bridge-nf-call-ip6tables": "SY-10",
+    "net.ipv4.ip_local_port_range": "SY-12",
+    "net.ipv4.ip_local_reserved_ports": "SY-12",
+    "net.ipv4.tcp_tw_reuse": "SY-12",
+    "net.ipv4.tcp_tw_reuse_delay": "SY-12",
+    "net.ipv4.tcp_syn_retries": "SY-12",
+    "net.ipv4.tcp_syn_linear_timeouts": "SY-12",
+    "net.ipv4.tcp_mem": "SY-12",
+    "net.ipv4.tcp_keepalive_time": "CP-05",
+    "net.netfilter.nf_conntrack_max": "KP-09",
+    "net.netfilter.nf_conntrack_count": "KP-09",
+    "net.netfilter.nf_conntrack_buckets": "KP-09",
+    "net.netfilter.nf_conntrack_tcp_be_liberal": "KP-09",
+    "net.netfilter.nf_conntrack_tcp_timeout_*": "KP-09",
+    "net.netfilter.nf_conntrack_udp_timeout*": "KP-09",
+}
+"""Sysctls that a policy may name, to the check that demands its values: what nodes are asked for.
+
+``*`` stands for any text without a dot. The first pattern that fits a key counts.
+"""
+
+
+def sysctl_pattern(*patterns: str) -> str:
+    """A regular expression for the whole of the keys that fit one of the patterns."""
+    # Editors read it too, and not all of them take every escape that Python's does.
+    keys = (pattern.replace(".", r"\.").replace("*", "[^.]*") for pattern in patterns)
+    return f"^(?:{'|'.join(keys)})$"
+
+
+@cache
+def sysctl_check(key: str) -> str | None:
+    """The check that demands a policy's value of a sysctl; ``None`` where none reads it."""
+    return next(
+        (check for one, check in SYSCTL_CHECKS.items() if re.match(sysctl_pattern(one), key)), None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +244,7 @@ class Policy:
     vendor kernels whose number says nothing about back-ported fixes."""
 
     sysctls: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
-    """Sysctl key to the values accepted instead of the general rule; ``None`` = don't judge."""
+    """Sysctl key to the values demanded instead of the general rule; ``None`` = don't judge."""
 
     foreign_virtual_servers: tuple[str, ...] = ()
     """Virtual servers that others program: "10.0.0.0/24" (any port), "10.0.0.5:443/TCP" with

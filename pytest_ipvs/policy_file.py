@@ -10,18 +10,22 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from pytest_ipvs.policy import (
     BUDGET_OPTIONS,
+    SYSCTL_CHECKS,
     THRESHOLDS,
     NodeRule,
     Policy,
     PolicyError,
     Waiver,
+    sysctl_check,
+    sysctl_pattern,
 )
+from pytest_ipvs.policy_patterns import can_match
 from pytest_ipvs.policy_yaml import Spot, load
 from pytest_ipvs.selectors import LabelSelector, check_matches
 from pytest_ipvs.settings import SettingsError, check_setting
@@ -112,6 +116,13 @@ def _kernel_fixes(spot: Spot) -> tuple[tuple[str, Mapping[str, bool]], ...]:
 
 
 SYSCTL_KEY = r"[A-Za-z0-9_/-]+(\.[A-Za-z0-9_/-]+)+"
+SYSCTL_VALUE = "a number or text, a list of them, or null"
+# Without those that a later and wider pattern has in it.
+SYSCTLS = tuple(
+    one
+    for n, one in enumerate(SYSCTL_CHECKS)
+    if not re.match(sysctl_pattern(*[*SYSCTL_CHECKS][n + 1 :]), one)
+)
 
 
 def _sysctls(spot: Spot) -> dict[str, tuple[str, ...] | None]:
@@ -122,21 +133,30 @@ def _sysctls(spot: Spot) -> dict[str, tuple[str, ...] | None]:
                 f"{child.place}: {spot.key} is {sysctl!r}, "
                 "expected a full dotted key such as net.ipv4.vs.conntrack"
             )
+        if sysctl_check(sysctl) is None:
+            raise child.fail(
+                f"a key that checks read instead: one of {', '.join(SYSCTLS)}; a dot in an "
+                "interface's name is written as a slash"
+            )
         if child.value is None:
             accepted[sysctl] = None
             continue
-        many = child.value if isinstance(child.value, list) else [child.value]
+        alone = not isinstance(child.value, list)
+        many = [spot.value for spot in ([child] if alone else child.items(SYSCTL_VALUE))]
         # YAML's true is not a sysctl's 1: refuse it rather than expect the text "True".
         if not many or any(isinstance(v, bool) or not isinstance(v, (int, str)) for v in many):
-            raise child.fail("a number or text, a list of them, or null")
+            raise child.fail(SYSCTL_VALUE)
         accepted[sysctl] = tuple(" ".join(str(v).split()) for v in many)
     return accepted
 
 
 def _patterns(spot: Spot) -> tuple[str, ...]:
     for child in spot.items("a list of patterns"):
-        if not isinstance(child.value, str) or child.value.split() != [child.value]:
-            raise child.fail("a pattern such as 10.0.0.0/24 or 10.0.0.5:443/TCP")
+        if not isinstance(child.value, str) or not can_match(child.value):
+            raise child.fail(
+                "a pattern such as 10.0.0.0/24, 10.0.0.5, 10.0.0.5:443/TCP with * and ?, or "
+                "fwmark:7"
+            )
     return tuple(spot.value)
 
 
@@ -188,6 +208,8 @@ def _thresholds(spot: Spot) -> dict[str, float]:
                 f"{child.place}: {child.key} is not a threshold, {_one_of(THRESHOLDS)}"
             )
         found[name] = _threshold(child)
+        if (choices := THRESHOLDS[name].choices) and found[name] not in choices:
+            raise child.fail(THRESHOLDS[name].unit)
     return found
 
 
@@ -231,16 +253,14 @@ def _waivers(spot: Spot) -> tuple[Waiver, ...]:
 
 
 def _day(spot: Spot) -> date:
-    value = spot.value
-    expected = "the last day on which it counts, such as 2027-01-31"
-    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value):
+    if isinstance(spot.value, str) and (
+        found := re.fullmatch(r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})", spot.value)
+    ):
         try:
-            return date.fromisoformat(value)
+            return date(*map(int, found.groups()))
         except ValueError:
-            raise spot.fail(expected) from None
-    if isinstance(value, date) and not isinstance(value, datetime):
-        return value
-    raise spot.fail(expected)
+            pass
+    raise spot.fail("the last day on which it counts, such as 2027-01-31")
 
 
 def _check(spot: Spot) -> str:
@@ -285,7 +305,7 @@ KEYS: dict[str, Key] = {
         read=_sysctls,
         schema={
             "type": "object",
-            "propertyNames": {"pattern": f"^{SYSCTL_KEY}$"},
+            "propertyNames": {"pattern": sysctl_pattern(*SYSCTLS)},
             "additionalProperties": {
                 "anyOf": [
                     {"type": ["integer", "string", "null"]},
@@ -293,7 +313,7 @@ KEYS: dict[str, Key] = {
                 ]
             },
         },
-        meaning="Sysctl to the values accepted instead of the general rule; null: not judged",
+        meaning="Sysctl to the values demanded instead of the general rule; null: not judged",
         per_node=True,
     ),
     "foreign_virtual_servers": Key(
@@ -353,6 +373,7 @@ KEYS: dict[str, Key] = {
                     **_THRESHOLD_SCHEMA,
                     "description": f"{threshold.meaning} ({threshold.unit})",
                     "default": threshold.default,
+                    **({"enum": list(threshold.choices)} if threshold.choices else {}),
                 }
                 for name, threshold in THRESHOLDS.items()
             },

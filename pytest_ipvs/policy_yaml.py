@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,40 @@ import yaml
 from pytest_ipvs.policy import PolicyError
 
 SHOWN = 80
-# What PyYAML raises beside its own errors: for dates such as 2026-02-30, and for scalars with a tag
-# that they don't fit, such as !!bool x.
+# What PyYAML raises beside its own errors for scalars with a tag that they don't fit: !!bool x.
 ODD = (ValueError, LookupError, AttributeError, ArithmeticError, TypeError)
 Path_ = tuple[object, ...]
+_TAG = "tag:yaml.org,2002:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OddNumber:
+    """A number that YAML reads otherwise than people do: 010 is 8 to it, and 1:30 is 90."""
+
+    text: str
+    value: int
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class _Loader(yaml.SafeLoader):
+    """Days stay texts, so that the sentence about a wrong one can name its key and its line."""
+
+
+def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int | OddNumber:
+    value = int(loader.construct_yaml_int(node))
+    if re.match(r"[-+]?0_*[0-7]|.*:", node.value):
+        return OddNumber(text=node.value, value=value)
+    return value
+
+
+_Loader.add_constructor(f"{_TAG}timestamp", _text)
+_Loader.add_constructor(f"{_TAG}int", _integer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +71,20 @@ class Spot:
 
     def fail(self, expected: str) -> PolicyError:
         """The sentence for a value that can't be used."""
-        value = str(self.value) if isinstance(self.value, date) else repr(self.value)
+        value = repr(self.value)
         shown = value if len(value) <= SHOWN else value[: SHOWN - 1] + "…"
         return PolicyError(
             f"{self.place}: {self.key or 'the document'} is {shown}, expected {expected}"
         )
 
     def child(self, part: object, key: str) -> Spot:
-        """A value inside this one."""
-        return replace(self, value=self.value[part], path=(*self.path, part), key=key)
+        """A value inside this one. Raises `PolicyError` for a number that misleads."""
+        spot = replace(self, value=self.value[part], path=(*self.path, part), key=key)
+        if isinstance(spot.value, OddNumber):
+            raise spot.fail(
+                f"a number without a leading 0 or a colon: YAML takes it for {spot.value.value}"
+            )
+        return spot
 
     def mapping(self, expected: str = "a mapping") -> dict[str, Spot]:
         """Its values by key. Raises `PolicyError` where it is no mapping with texts as keys."""
@@ -87,7 +122,7 @@ def load(path: str | Path) -> Spot:
         raise PolicyError(f"policy file {path} is not UTF-8 text") from None
     name = Path(path).name
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         lines = dict(_lines(name, node)) if node is not None else {}
         document = loader.construct_document(node) if node is not None else None
@@ -105,7 +140,10 @@ def load(path: str | Path) -> Spot:
 def _lines(
     name: str, node: yaml.Node, path: Path_ = (), above: tuple[yaml.Node, ...] = ()
 ) -> Iterator[tuple[Path_, int]]:
-    """The line (from 1) of each value, which for a mapping's is the line of its key."""
+    """The line (from 1) of each value, which for a mapping's is the line of its key.
+
+    What a merge (``<<``) brings has the line where it is written.
+    """
     if not path:
         yield path, node.start_mark.line + 1
     if any(node is one for one in above):
@@ -118,6 +156,8 @@ def _lines(
             yield from _lines(name, child, (*path, number), above)
     elif isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
+        merged: list[tuple[Path_, int]] = []
+        own: list[tuple[Path_, int]] = []
         for key, child in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
@@ -129,5 +169,13 @@ def _lines(
                     f"{first[key.value]}, expected it once"
                 )
             first[key.value] = line
-            yield (*path, key.value), line
-            yield from _lines(name, child, (*path, key.value), above)
+            if key.tag == f"{_TAG}merge":
+                inner = child.value if isinstance(child, yaml.SequenceNode) else [child]
+                # Of several the first wins. Their own place is not that of what takes them in.
+                found = [one for node in reversed(inner) for one in _lines(name, node, path, above)]
+                merged += [(at, line) for at, line in found if at != path]
+                continue
+            own.append(((*path, key.value), line))
+            own += _lines(name, child, (*path, key.value), above)
+        # The mapping's own keys win over those of a merge, wherever it stands.
+        yield from (*merged, *own)

@@ -29,6 +29,12 @@ def test_a_check_of_evidence_has_a_fault_that_trips_it_alone(check: str) -> None
     )
 
 
+@pytest.mark.parametrize("check", [c.id for c in CATALOGUE.values() if not c.data_path])
+def test_a_check_of_evidence_can_say_what_its_severity_promises(check: str) -> None:
+    told = {fault.trips.get(check) for fault in fault_registry.FAULTS.values()}
+    assert CATALOGUE[check].severity in told, f"no fault trips {check} with its own severity"
+
+
 @pytest.mark.parametrize("check", [c.id for c in CATALOGUE.values() if c.data_path])
 def test_a_check_of_rollouts_has_a_fault_that_trips_it(check: str) -> None:
     named = [f.name for f in fault_registry.ROLLOUT_FAULTS.values() if check in f.trips]

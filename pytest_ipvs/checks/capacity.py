@@ -9,8 +9,18 @@ from pytest_ipvs.checks.findings import Finding, NotMeasured
 from pytest_ipvs.checks.model import Check, Evidence, Said
 from pytest_ipvs.checks.nodes import NodeView, detail, kernel_of, silent_nodes, views, why_unread
 from pytest_ipvs.checks.ports import PORT_RANGE, parse_port_range
-from pytest_ipvs.checks.values import VS, by_policy, lack, number_of, value_of, waived
+from pytest_ipvs.checks.proxy_config import effective
+from pytest_ipvs.checks.values import (
+    VS,
+    by_policy,
+    each_node,
+    lack,
+    number_of,
+    value_of,
+    waived,
+)
 from pytest_ipvs.ipvs.kernel import FIRST_WITH_RESIZABLE_TABLES
+from pytest_ipvs.ipvs.proxy import parse_duration
 from pytest_ipvs.ipvs.tables import ServiceKey, Table
 
 CONN_MAX = f"{VS}conn_max"
@@ -38,23 +48,24 @@ def ipvs_room(evidence: Evidence) -> Said:
     table grows by itself, and from 7.2 conn_max bounds it. A kernel with conn_max is judged by
     it, whatever its number.
     """
-    check = "CP-03"
-    yield from silent_nodes(check, evidence)
-    for view in views(evidence):
-        table = _table(check, view)
-        if isinstance(table, NotMeasured):
-            yield table
-            continue
-        limit = number_of(check, view, CONN_MAX)
-        kernel = kernel_of(check, view.facts)
-        if isinstance(limit, NotMeasured):
-            yield limit
-        elif limit is not None:
-            yield from _by_limit(check, view, _entries(table), limit)
-        elif isinstance(kernel, NotMeasured):
-            yield kernel
-        elif kernel.release_number < FIRST_WITH_RESIZABLE_TABLES:
-            yield from _by_buckets(check, view, _entries(table))
+    yield from each_node("CP-03", evidence, _ipvs_room)
+
+
+def _ipvs_room(check: str, evidence: Evidence, view: NodeView) -> Said:
+    table = _table(check, view)
+    if isinstance(table, NotMeasured):
+        yield table
+        return
+    limit = number_of(check, view, CONN_MAX)
+    kernel = kernel_of(check, view.facts)
+    if isinstance(limit, NotMeasured):
+        yield limit
+    elif limit is not None:
+        yield from _by_limit(check, view, _entries(table), limit)
+    elif isinstance(kernel, NotMeasured):
+        yield kernel
+    elif kernel.release_number < FIRST_WITH_RESIZABLE_TABLES:
+        yield from _by_buckets(check, view, _entries(table))
 
 
 def _table(check: str, view: NodeView) -> Table | NotMeasured:
@@ -111,9 +122,10 @@ def client_ports(evidence: Evidence) -> Said:
     """No client is near the end of its ports toward one virtual server.
 
     A port stays in use for two minutes after its connection. A client that is the node itself
-    has the node's port range. Pods and others have ranges of their own, which can't be read from
-    a node: ``client_ports`` of the policy (the kernel's default, 28,232) stands for them, and all
-    64,512 ports for a client that is seen to have more.
+    has the node's port range. Pods and others have ranges of their own, in network namespaces
+    that are not read, not even of a sample of pods: ``client_ports`` of the policy (the kernel's
+    default, 28,232) stands for them, and all 64,512 ports for a client that is seen to have more.
+    So a pod whose range is smaller runs short unseen, unless the policy says so.
     """
     check = "CP-04"
     yield from silent_nodes(check, evidence)
@@ -155,6 +167,10 @@ def _ports_of(view: NodeView, is_node: bool) -> tuple[int, str]:
     return assumed, "assumed: a pod's own range can't be read from the node"
 
 
+# Linux net/netfilter/ipvs/ip_vs_proto_tcp.c: tcp_timeouts, IP_VS_TCP_S_ESTABLISHED.
+_TCP_TIMEOUT = 900
+
+
 def keepalive(evidence: Evidence) -> Said:
     """IPVS remembers a silent TCP connection for as long as its ends do.
 
@@ -164,47 +180,56 @@ def keepalive(evidence: Evidence) -> Said:
     node does not tell: it is information. A policy that tells ``idle_connection`` (seconds) turns
     it into a warning where IPVS forgets sooner than that.
     """
-    check = "CP-05"
-    yield from silent_nodes(check, evidence)
-    for view in views(evidence):
-        timeouts = detail(check, evidence, view, "ipvs_timeouts")
-        if isinstance(timeouts, NotMeasured):
-            yield timeouts
-            continue
+    yield from each_node("CP-05", evidence, _keepalive)
+
+
+def _keepalive(check: str, evidence: Evidence, view: NodeView) -> Said:
+    wanted = view.policy.threshold("idle_connection")
+    told = wanted > 0
+    timeouts = detail(check, evidence, view, "ipvs_timeouts")
+    assumed = ""
+    if not isinstance(timeouts, NotMeasured):
         remembered = timeouts[0]
-        wanted = view.policy.threshold("idle_connection")
-        told = wanted > 0
-        if not told:
-            if waived(view, KEEPALIVE):
-                continue
-            value = value_of(check, view, KEEPALIVE)
-            if not isinstance(value, str):
-                yield value or lack(check, view, KEEPALIVE)
-                continue
-            answer = by_policy(check, view, KEEPALIVE, value)
-            if answer is not None:
-                yield from answer
-                continue
-            number = number_of(check, view, KEEPALIVE)
-            if not isinstance(number, int):
-                yield number or lack(check, view, KEEPALIVE)
-                continue
-            wanted = float(number)
-        if remembered >= wanted:
-            continue
-        what = "idle_connection of the policy" if told else KEEPALIVE
-        yield Finding(
-            check=check,
-            severity="warn" if told else "info",
-            node=view.name,
-            object="IPVS TCP time-out",
-            observed=f"{remembered} s",
-            expected=f"at least {wanted:g} s ({what})",
-            reason="a connection that is silent for longer is forgotten, and its next packet gets "
-            "a reset",
-            remedy="set ipvs.tcpTimeout in kube-proxy's configuration, or let clients send "
-            f"keepalives more often than every {remembered} s",
-        )
+    else:
+        config = effective(check, view)
+        # What is only information needs no program that nodes may lack.
+        if told or not timeouts.reason.endswith("not installed") or isinstance(config, NotMeasured):
+            yield timeouts
+            return
+        remembered = int(parse_duration(config.get("ipvs.tcpTimeout")) or _TCP_TIMEOUT)
+        assumed = f"assumed from kube-proxy's configuration, {timeouts.reason}"
+    if not told:
+        if waived(view, KEEPALIVE):
+            return
+        value = value_of(check, view, KEEPALIVE)
+        if not isinstance(value, str):
+            yield value or lack(check, view, KEEPALIVE)
+            return
+        answer = by_policy(check, view, KEEPALIVE, value)
+        if answer is not None:
+            yield from answer
+            return
+        number = number_of(check, view, KEEPALIVE)
+        if not isinstance(number, int):
+            yield number or lack(check, view, KEEPALIVE)
+            return
+        wanted = float(number)
+    if remembered >= wanted:
+        return
+    what = "idle_connection of the policy" if told else KEEPALIVE
+    yield Finding(
+        check=check,
+        severity="warn" if told else "info",
+        node=view.name,
+        object="IPVS TCP time-out",
+        observed=f"{remembered} s",
+        expected=f"at least {wanted:g} s ({what})",
+        reason="a connection that is silent for longer is forgotten, and its next packet gets "
+        "a reset",
+        remedy="set ipvs.tcpTimeout in kube-proxy's configuration, or let clients send "
+        f"keepalives more often than every {remembered} s",
+        evidence=assumed,
+    )
 
 
 def sizes(evidence: Evidence) -> Said:
@@ -250,38 +275,37 @@ def estimation(evidence: Evidence) -> Said:
     Kernels without est_cpulist estimate all servers in one timer, which delays packets
     periodically where there are very many.
     """
-    check = "CP-07"
-    yield from silent_nodes(check, evidence)
-    for view in views(evidence):
-        table = _table(check, view)
-        if isinstance(table, NotMeasured):
-            yield table
-            continue
-        processors = value_of(check, view, EST_CPULIST)
-        if isinstance(processors, str):
-            yield from by_policy(check, view, EST_CPULIST, processors) or ()
-        if waived(view, RUN_ESTIMATION):
-            continue
-        value = value_of(check, view, RUN_ESTIMATION)
-        if isinstance(value, NotMeasured):
-            yield value
-            continue
-        answer = by_policy(check, view, RUN_ESTIMATION, value) if value is not None else None
-        if answer is not None:
-            yield from answer
-        elif value not in (None, "1"):
-            yield Finding(
-                check=check,
-                severity="info",
-                node=view.name,
-                object=RUN_ESTIMATION,
-                observed=value or "",
-                expected="1",
-                reason="rates and statistics of IPVS stand still, so they tell nothing",
-                remedy=f"sysctl -w {RUN_ESTIMATION}=1, or name it in the policy file under sysctls",
-            )
-        elif processors is None:
-            yield from _one_timer(check, view, table, value is not None)
+    yield from each_node("CP-07", evidence, _estimation)
+
+
+def _estimation(check: str, evidence: Evidence, view: NodeView) -> Said:
+    table = _table(check, view)
+    if isinstance(table, NotMeasured):
+        yield table
+        return
+    processors = value_of(check, view, EST_CPULIST)
+    if waived(view, RUN_ESTIMATION):
+        return
+    value = value_of(check, view, RUN_ESTIMATION)
+    if isinstance(value, NotMeasured):
+        yield value
+        return
+    answer = by_policy(check, view, RUN_ESTIMATION, value) if value is not None else None
+    if answer is not None:
+        yield from answer
+    elif value not in (None, "1"):
+        yield Finding(
+            check=check,
+            severity="info",
+            node=view.name,
+            object=RUN_ESTIMATION,
+            observed=value or "",
+            expected="1",
+            reason="rates and statistics of IPVS stand still, so they tell nothing",
+            remedy=f"sysctl -w {RUN_ESTIMATION}=1, or name it in the policy file under sysctls",
+        )
+    elif processors is None:
+        yield from _one_timer(check, view, table, value is not None)
 
 
 def _one_timer(check: str, view: NodeView, table: Table, can_stop: bool) -> Iterator[Finding]:

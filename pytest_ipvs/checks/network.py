@@ -5,15 +5,17 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 from pytest_ipvs.checks.findings import Finding, NotMeasured
 from pytest_ipvs.checks.model import Check, Evidence, Said
-from pytest_ipvs.checks.nodes import NodeView, detail, rules_of, silent_nodes, views, why_unread
+from pytest_ipvs.checks.nodes import NodeView, detail, rules_of, why_unread
 from pytest_ipvs.checks.values import (
     IP_FORWARD,
     VS,
     Rule,
     by_policy,
+    each_node,
     effective,
     interface_key,
     judge,
@@ -33,7 +35,7 @@ BRIDGE = {
     "IPv6": "net.bridge.bridge-nf-call-ip6tables",
 }
 # Pods hang on these; docker0 is there wherever docker is installed, with pods or without.
-_POD_BRIDGES = ("cni0", "cbr0", "kube-bridge")
+_POD_BRIDGES = ("cni0", "cbr0", "kube-bridge", "weave")
 _PERHAPS_POD_BRIDGES = ("docker0",)
 # There the network itself knows who has an address: nobody asks the nodes by ARP.
 _CLOUD_LABELS = (
@@ -57,23 +59,24 @@ def forwarding(evidence: Evidence) -> Said:
 
     kube-proxy writes the IPv4 setting at its start. It never writes the IPv6 one.
     """
-    check = "SY-07"
-    yield from silent_nodes(check, evidence)
-    services_use_ipv6 = _services_use_ipv6(evidence)
-    for view in views(evidence):
-        keys = [IP_FORWARD]
-        if services_use_ipv6 and _has_ipv6(view):
-            keys.append(IPV6_FORWARD)
-        for key in keys:
-            rule = Rule(
-                key=key,
-                accepted=("1",),
-                severity="fail",
-                reason="the node does not forward packets between pods, Services and other nodes",
-                remedy=f"sysctl -w {key}=1, and set it in a file of /etc/sysctl.d",
-                absent="lack" if key == IP_FORWARD else "skip",
-            )
-            yield from judge(check, view, rule)
+    ipv6 = _services_use_ipv6(evidence)
+    yield from each_node("SY-07", evidence, partial(_forwarding, ipv6=ipv6))
+
+
+def _forwarding(check: str, evidence: Evidence, view: NodeView, *, ipv6: bool) -> Said:
+    keys = [IP_FORWARD]
+    if ipv6 and _has_ipv6(view):
+        keys.append(IPV6_FORWARD)
+    for key in keys:
+        rule = Rule(
+            key=key,
+            accepted=("1",),
+            severity="fail",
+            reason="the node does not forward packets between pods, Services and other nodes",
+            remedy=f"sysctl -w {key}=1, and set it in a file of /etc/sysctl.d",
+            absent="lack" if key == IP_FORWARD else "skip",
+        )
+        yield from judge(check, view, rule)
 
 
 def _services_use_ipv6(evidence: Evidence) -> bool:
@@ -94,8 +97,6 @@ def arp(evidence: Evidence) -> Said:
     is wrong only where somebody asks: a warning where such an address lies in the /24 of a
     node's, information elsewhere and in clouds, whose networks don't ask.
     """
-    check = "SY-08"
-    yield from silent_nodes(check, evidence)
     virtual = sorted(
         {
             address
@@ -105,18 +106,19 @@ def arp(evidence: Evidence) -> Said:
             if ":" not in address
         }
     )
-    for view in views(evidence):
-        if view.facts.proxy.config is None:
-            reason = why_unread(
-                view.facts, "proxy.config", "kube-proxy's configuration was not read"
-            )
-            yield NotMeasured(check=check, node=view.name, fact="proxy.config", reason=reason)
-            continue
-        ipvs = view.facts.proxy.config.get("ipvs")
-        if isinstance(ipvs, Mapping) and ipvs.get("strictARP") is True:
-            yield from _strict_arp(check, evidence, view)
-        elif virtual:
-            yield from _answered_by_all(check, evidence, view, virtual)
+    yield from each_node("SY-08", evidence, partial(_arp, virtual=virtual))
+
+
+def _arp(check: str, evidence: Evidence, view: NodeView, *, virtual: list[str]) -> Said:
+    if view.facts.proxy.config is None:
+        reason = why_unread(view.facts, "proxy.config", "kube-proxy's configuration was not read")
+        yield NotMeasured(check=check, node=view.name, fact="proxy.config", reason=reason)
+        return
+    ipvs = view.facts.proxy.config.get("ipvs")
+    if isinstance(ipvs, Mapping) and ipvs.get("strictARP") is True:
+        yield from _strict_arp(check, evidence, view)
+    elif virtual:
+        yield from _answered_by_all(check, evidence, view, virtual)
 
 
 # 1 and 2 answer for the interface's own addresses only, 8 for none. 2 is the strictest announce.
@@ -221,23 +223,24 @@ def exposure(evidence: Evidence) -> Said:
     (the larger of "all" and the interface's value) drops replies that come by another interface.
     With one uplink they can't, so it is information there, and a warning with several.
     """
-    check = "SY-09"
-    yield from silent_nodes(check, evidence)
-    for view in views(evidence):
-        rules = rules_of(check, view.facts, view.node, evidence.last.server_version)
-        if isinstance(rules, NotMeasured):
-            yield rules
-        elif rules.number >= (1, 21):
-            rule = Rule(
-                key=ROUTE_LOCALNET,
-                accepted=("0",),
-                severity="warn",
-                reason="neighbours of the node reach what listens on its 127.0.0.1 "
-                "(CVE-2020-8558); kube-proxy has not needed it since 1.21",
-                remedy=f"sysctl -w {ROUTE_LOCALNET}=0, and remove what sets it",
-            )
-            yield from judge(check, view, rule)
-        yield from _reverse_path(check, evidence, view)
+    yield from each_node("SY-09", evidence, _exposure)
+
+
+def _exposure(check: str, evidence: Evidence, view: NodeView) -> Said:
+    rules = rules_of(check, view.facts, view.node, evidence.last.server_version)
+    if isinstance(rules, NotMeasured):
+        yield rules
+    elif rules.number >= (1, 21):
+        rule = Rule(
+            key=ROUTE_LOCALNET,
+            accepted=("0",),
+            severity="warn",
+            reason="neighbours of the node reach what listens on its 127.0.0.1 "
+            "(CVE-2020-8558); kube-proxy has not needed it since 1.21",
+            remedy=f"sysctl -w {ROUTE_LOCALNET}=0, and remove what sets it",
+        )
+        yield from judge(check, view, rule)
+    yield from _reverse_path(check, evidence, view)
 
 
 def _reverse_path(
@@ -287,29 +290,37 @@ def _reverse_path(
 def bridged(evidence: Evidence) -> Said:
     """Packets between pods on one bridge pass iptables and IPVS.
 
-    Judged only where pods hang on a bridge: where cni0, cbr0 or kube-bridge has an address, or
-    docker0 one of the node's pod network. Without br_netfilter the setting does not exist.
+    Judged only where pods hang on a bridge that has an address: cni0, cbr0, kube-bridge, weave,
+    the bridge that kube-proxy's detectLocal.bridgeInterface names where detectLocalMode is
+    BridgeInterface, or docker0 where its address is one of the node's pod network. A CNI's bridge
+    of another name is not known. Without br_netfilter the setting does not exist.
     """
-    check = "SY-10"
-    yield from silent_nodes(check, evidence)
-    for view in views(evidence):
-        if not view.facts.addresses:
-            reason = why_unread(view.facts, "addresses", "the node's addresses were not read")
-            yield NotMeasured(check=check, node=view.name, fact="addresses", reason=reason)
-            continue
-        for family in sorted({"IPv6" if ":" in ip else "IPv4" for ip in _bridges(view)}):
-            key = BRIDGE[family]
-            rule = Rule(
-                key=key,
-                accepted=("1",),
-                severity="warn",
-                reason="replies between pods of one node stay on the bridge and keep the pod's "
-                "address instead of the Service's, so connections to a Service hang",
-                remedy=f"modprobe br_netfilter && sysctl -w {key}=1, and name br_netfilter in a "
-                "file of /etc/modules-load.d",
-                absent="finding",
-            )
-            yield from judge(check, view, rule)
+    yield from each_node("SY-10", evidence, _bridged)
+
+
+def _bridged(check: str, evidence: Evidence, view: NodeView) -> Said:
+    if not view.facts.addresses:
+        reason = why_unread(view.facts, "addresses", "the node's addresses were not read")
+        yield NotMeasured(check=check, node=view.name, fact="addresses", reason=reason)
+        return
+    families = sorted({"IPv6" if ":" in ip else "IPv4" for ip in _bridges(view)})
+    if not families and view.config is None:
+        # It may name the bridge that no list of names has.
+        reason = why_unread(view.facts, "proxy.config", "kube-proxy's configuration was not read")
+        yield NotMeasured(check=check, node=view.name, fact="proxy.config", reason=reason)
+    for family in families:
+        key = BRIDGE[family]
+        rule = Rule(
+            key=key,
+            accepted=("1",),
+            severity="warn",
+            reason="replies between pods of one node stay on the bridge and keep the pod's "
+            "address instead of the Service's, so connections to a Service hang",
+            remedy=f"modprobe br_netfilter && sysctl -w {key}=1, and name br_netfilter in a "
+            "file of /etc/modules-load.d",
+            absent="finding",
+        )
+        yield from judge(check, view, rule)
 
 
 def _bridges(view: NodeView) -> Iterator[str]:
@@ -317,32 +328,39 @@ def _bridges(view: NodeView) -> Iterator[str]:
     networks = [
         ipaddress.ip_network(cidr, strict=False) for cidr in view.node.pod_cidrs if "/" in cidr
     ]
+    named = [*_POD_BRIDGES]
+    if view.config is not None and view.config.get("detectLocalMode") == "BridgeInterface":
+        named.append(str(view.config.get("detectLocal.bridgeInterface") or ""))
     for interface, text in view.facts.addresses:
         address = ipaddress.ip_address(text)
         if address.is_link_local:
             continue
-        if interface in _POD_BRIDGES or (
+        if interface in named or (
             interface in _PERHAPS_POD_BRIDGES and any(address in network for network in networks)
         ):
             yield text
 
 
 def defences_off(evidence: Evidence) -> Said:
-    """IPVS's defences against overload, and its sloppy ways, are off."""
-    check = "SY-11"
-    yield from silent_nodes(check, evidence)
-    for view in views(evidence):
-        # One key stands for all where the module is not loaded or nothing was read.
-        any_read = any(key.startswith(VS) for key in view.facts.sysctls)
-        for name, reason in _OFF_REASONS.items() if any_read else [*_OFF_REASONS.items()][:1]:
-            rule = Rule(
-                key=VS + name,
-                accepted=("0",),
-                severity="warn",
-                reason=reason,
-                absent="skip" if any_read else "lack",
-            )
-            yield from judge(check, view, rule)
+    """IPVS's defences against overload, and its sloppy ways, are off.
+
+    Other settings of IPVS are judged here where the policy names them and no other check has them.
+    """
+    yield from each_node("SY-11", evidence, _defences_off)
+
+
+def _defences_off(check: str, evidence: Evidence, view: NodeView) -> Said:
+    # One key stands for all where the module is not loaded or nothing was read.
+    any_read = any(key.startswith(VS) for key in view.facts.sysctls)
+    for name, reason in _OFF_REASONS.items() if any_read else [*_OFF_REASONS.items()][:1]:
+        rule = Rule(
+            key=VS + name,
+            accepted=("0",),
+            severity="warn",
+            reason=reason,
+            absent="skip" if any_read else "lack",
+        )
+        yield from judge(check, view, rule)
 
 
 _CHECK = Check(
@@ -380,7 +398,7 @@ CHECKS = (
         id="SY-10",
         title="packets on a bridge of pods pass iptables",
         severity="warn",
-        needs=frozenset({"sysctls", "addresses"}),
+        needs=frozenset({"sysctls", "addresses", "proxy.config"}),
         source="Linux br_netfilter; kube-proxy's log line on bridge-nf-call-iptables",
         run=bridged,
     ),

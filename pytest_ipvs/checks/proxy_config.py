@@ -16,7 +16,8 @@ from pytest_ipvs.checks.nodes import (
     views,
     why_unread,
 )
-from pytest_ipvs.cluster.proxy_config import ProxyConfig, command_of, config_map
+from pytest_ipvs.checks.values import each_node
+from pytest_ipvs.cluster.proxy_config import ProxyConfig, command_of, config_map, value_at
 from pytest_ipvs.ipvs.conntrack_settings import conntrack_wanted, per_core
 from pytest_ipvs.ipvs.proxy import parse_duration
 
@@ -44,6 +45,8 @@ _EMPTY_IS: Mapping[str, Any] = {
     "ipvs.udpTimeout": None,
     "nodePortAddresses": None,
     "clusterCIDR": None,
+    "ipvs.strictARP": False,
+    "iptables.masqueradeAll": False,
 }
 # How kube-proxy tells local traffic where its configuration does not say.
 _DETECTION = "ClusterCIDR"
@@ -61,9 +64,11 @@ def effective(check: str, view: NodeView) -> ProxyConfig | NotMeasured:
 def rolled_out(evidence: Evidence) -> Said:
     """What the running kube-proxy uses is what its ConfigMap says.
 
-    Only keys that the ConfigMap sets are compared. Defaults, other spellings of the same duration
-    or address, deprecated keys and the node's own hostnameOverride are no differences. A
-    kube-proxy without a ConfigMap, or whose command line names no file, is not judged.
+    Keys that the ConfigMap sets are compared, and of those that it does not set the ones whose
+    default is certain, where the command line is known to name a file. Defaults, other spellings
+    of the same duration or address, deprecated keys and the node's own hostnameOverride are no
+    differences. A kube-proxy without a ConfigMap, or whose command line names no file, is not
+    judged.
     """
     check = "KP-02"
     yield from silent_nodes(check, evidence)
@@ -89,9 +94,20 @@ def rolled_out(evidence: Evidence) -> Said:
             yield NotMeasured(check=check, node=view.name, fact="proxy.config", reason=reason)
             continue
         name, wanted = found
-        for path, value in _leaves(wanted):
+        leaves = [*_leaves(wanted)]
+        if command is not None:
+            # What a flag sets beside --config is not the file's to take back.
+            flags = command.config
+            leaves += [
+                (path, _ABSENT)
+                for path in _EMPTY_IS
+                if value_at(wanted, path, _ABSENT) is value_at(flags, path, _ABSENT) is _ABSENT
+                and path not in command.unknown
+            ]
+        for path, value in leaves:
             running = view.config.get(path, _ABSENT)
-            if running is _ABSENT or _same(path, value, running):
+            wants = None if value is _ABSENT else value
+            if running is _ABSENT or _same(path, wants, running):
                 # What a release does not print it does not know.
                 continue
             yield Finding(
@@ -100,7 +116,9 @@ def rolled_out(evidence: Evidence) -> Said:
                 node=view.name,
                 object=path,
                 observed=_shown(running),
-                expected=f"{_shown(value)}, of ConfigMap {name}",
+                expected=f"{_shown(value)}, of ConfigMap {name}"
+                if value is not _ABSENT
+                else f"{_shown(_EMPTY_IS[path])}, the default: ConfigMap {name} does not set it",
                 reason="kube-proxy reads its configuration at its start only: the change takes "
                 "effect at the next restart, node by node and unplanned",
                 remedy=f"{_ROLL_OUT}, or undo the change in the ConfigMap",
@@ -280,28 +298,32 @@ def ipvs_timeouts(evidence: Evidence) -> Said:
 def conntrack_settings(evidence: Evidence) -> Said:
     """The conntrack settings that kube-proxy manages are in force.
 
-    Only those are judged: a maxPerCore or timeout of 0 leaves the node's value alone. A larger
-    nf_conntrack_max than kube-proxy wrote is somebody's good reason and no finding.
+    Besides those, only what the policy names is judged: a maxPerCore or timeout of 0 leaves the
+    node's value alone. A larger nf_conntrack_max than kube-proxy wrote is somebody's good reason
+    and no finding, unless the policy says what it must be.
     """
-    check = "KP-09"
-    yield from silent_nodes(check, evidence)
-    for view in views(evidence):
-        config = effective(check, view)
-        if isinstance(config, NotMeasured):
-            yield config
-            continue
-        rules = rules_of(check, view.facts, view.node, evidence.last.server_version)
-        if isinstance(rules, NotMeasured):
-            yield rules
-            continue
-        cpus: int | None = None
-        if per_core(rules):
-            told = detail(check, evidence, view, "cpus")
-            if isinstance(told, NotMeasured):
-                yield told
-            else:
-                cpus = told
-        for key, value in conntrack_wanted(rules, cpus).items():
+    yield from each_node("KP-09", evidence, _conntrack_settings)
+
+
+def _conntrack_settings(check: str, evidence: Evidence, view: NodeView) -> Said:
+    config = effective(check, view)
+    if isinstance(config, NotMeasured):
+        yield config
+        return
+    rules = rules_of(check, view.facts, view.node, evidence.last.server_version)
+    if isinstance(rules, NotMeasured):
+        yield rules
+        return
+    cpus: int | None = None
+    if per_core(rules):
+        told = detail(check, evidence, view, "cpus")
+        if isinstance(told, NotMeasured):
+            yield told
+        else:
+            cpus = told
+    for key, value in conntrack_wanted(rules, cpus).items():
+        # Where the policy names a key it alone says what is right.
+        if key not in view.policy.sysctls:
             yield from _judge_sysctl(check, view, key, value)
 
 
@@ -314,9 +336,6 @@ def _judge_sysctl(check: str, view: NodeView, key: str, value: int) -> Said:
         return
     larger_is_fine = key == "net.netfilter.nf_conntrack_max"
     if int(text) == value or (larger_is_fine and int(text) > value):
-        return
-    accepted = view.policy.sysctls.get(key, ())
-    if accepted is None or text in accepted:
         return
     yield Finding(
         check=check,

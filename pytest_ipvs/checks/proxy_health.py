@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -20,13 +20,11 @@ from pytest_ipvs.checks.nodes import (
     views,
     why_unread,
 )
+from pytest_ipvs.checks.proxy_config import effective
+from pytest_ipvs.checks.proxy_log import LOOK, logged, one_line
 from pytest_ipvs.cluster.model import HttpAnswer, NodeFacts
 from pytest_ipvs.ipvs.proxy import ProxyRules
 
-_LOOK = (
-    "kubectl -n kube-system logs POD, of the node's pod in kubectl -n kube-system get pods "
-    "-l k8s-app=kube-proxy -o wide"
-)
 _LIVEZ_SINCE = (1, 28)
 
 
@@ -35,14 +33,17 @@ def health(evidence: Evidence) -> Said:
 
     A node that is about to be deleted answers 503 for load balancers' sake: that is told, and no
     fault. Restarts warn only, as a reboot of the node counts as one. Errors in the log that are
-    older than the policy's age, or not about syncing, don't count.
+    older than the policy's age, or not about syncing, don't count. A log that is kept elsewhere
+    than under /var/log, as that of k3s, can't be read, so that nothing is known of its errors.
+    Where the node has neither a log nor a process or pod of kube-proxy that would write one, its
+    counters (KP-05) and the tables tell what its syncs failed to program.
     """
     check = "KP-03"
     yield from silent_nodes(check, evidence)
     for view in views(evidence):
         yield from _healthz(check, view)
         yield from _restarts(check, evidence, view)
-        yield from _log(check, evidence, view)
+        yield from logged(check, evidence, view)
 
 
 def _healthz(check: str, view: NodeView) -> Said:
@@ -79,7 +80,7 @@ def _healthz(check: str, view: NodeView) -> Said:
         f"/healthz answers {status}{livez}",
         "changes of Services have waited for longer than two sync periods, so the node's table "
         "falls behind",
-        f"{_LOOK}; then {RESTART_PROXY}",
+        f"{LOOK}; then {RESTART_PROXY}",
     )
 
 
@@ -104,7 +105,7 @@ def _unhealthy(
         expected="/healthz answers 200",
         reason=reason,
         remedy=remedy,
-        evidence=_one_line(view.facts.proxy.healthz.body) if view.facts.proxy.healthz else "",
+        evidence=one_line(view.facts.proxy.healthz.body) if view.facts.proxy.healthz else "",
     )
 
 
@@ -147,69 +148,12 @@ def _restarts(check: str, evidence: Evidence, view: NodeView) -> Said:
             )
 
 
-# The files whose errors mean that something was not programmed.
-_SYNC_FILES = re.compile(
-    r"\b(?:proxier|graceful_termination|ipset|ipvs_linux|netlink_linux|iptables|util_linux"
-    r"|linux)\.go:\d+"
-)
-# Errors that say what a kernel lacks; the checks of groups SY and KM judge that.
-_NO_SYNC = re.compile(r"Can't set sysctl|conn_reuse_mode|br-netfilter|deprecated", re.IGNORECASE)
-_KLOG_TIME = re.compile(r"\b[EF](\d\d)(\d\d) (\d\d):(\d\d):(\d\d)")
-_YEAR = 366 * 86400.0
-
-
-def _log(check: str, evidence: Evidence, view: NodeView) -> Said:
-    facts = evidence.detailed(view.name)
-    lines = facts.details.proxy_log if facts is not None and facts.details is not None else None
-    if facts is None or not lines:
-        # Where no log was found, /healthz and the tables have to do.
-        return
-    young = view.policy.threshold("proxy_trouble_age")
-    errors = [
-        line
-        for line in lines
-        if _SYNC_FILES.search(line)
-        and not _NO_SYNC.search(line)
-        and _age(line, facts.taken_at) <= young
-    ]
-    if errors:
-        yield Finding(
-            check=check,
-            severity="fail",
-            node=view.name,
-            object="kube-proxy log",
-            observed="errors of syncs",
-            expected=f"none within {young:g} s",
-            reason="what a sync fails to program is only logged: /healthz stays 200",
-            remedy=f"{_LOOK}; then {RESTART_PROXY}",
-            evidence=f"{len(errors)} lines, the last: {_one_line(errors[-1])}",
-        )
-
-
-def _age(line: str, now: float) -> float:
-    """Seconds since a line was written; 0 where it does not say. klog writes no year."""
-    found = _KLOG_TIME.search(line)
-    if found is None:
-        return 0.0
-    month, day, hour, minute, second = map(int, found.groups())
-    year = datetime.fromtimestamp(now, UTC).year
-    try:
-        at = datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
-    except ValueError:
-        return 0.0
-    # A day ahead is a clock or a time zone; more than that is last year.
-    return now - at if at <= now + 86400 else now - at + _YEAR
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
-
-
 def syncs(evidence: Evidence) -> Said:
     """kube-proxy's syncs are quick and regular, and no change waits for one.
 
     An idle kube-proxy syncs once per syncPeriod, so an old sync is a fault; not in 1.34.0 to
-    1.34.3 and 1.35.0, which sync once an hour when nothing changes. A change that was queued
+    1.34.3 and 1.35.0, which sync once an hour when nothing changes. Where the configuration was
+    not read, a sync that is older than the default allows is not judged. A change that was queued
     after the last sync must wait itself before it counts, however old that sync is.
     """
     check = "KP-04"
@@ -271,13 +215,16 @@ def _waiting(check: str, evidence: Evidence, view: NodeView, rules: ProxyRules) 
                     f"for longer than {allowed:g} s",
                     f"programmed within {allowed:g} s",
                     "the node's table does not follow the API",
-                    f"{_LOOK}; then {RESTART_PROXY}",
+                    f"{LOOK}; then {RESTART_PROXY}",
                     f"queued {waited:.0f} s ago, the last sync is {queued - last:.0f} s older",
                 )
                 continue
         if not last or rules.hourly_resync:
             continue
         age = max(held, now - last if now is not None else 0.0)
+        if age > rules.sync_lag and (lack := _period_unknown(check, view)):
+            yield lack
+            return
         if age > rules.sync_lag:
             yield _sync_finding(
                 check,
@@ -287,7 +234,7 @@ def _waiting(check: str, evidence: Evidence, view: NodeView, rules: ProxyRules) 
                 f"more than {rules.sync_lag:g} s",
                 f"at most {rules.sync_lag:g} s, two sync periods",
                 "kube-proxy repairs nothing any more and may have stopped",
-                f"{_LOOK}; then {RESTART_PROXY}",
+                f"{LOOK}; then {RESTART_PROXY}",
                 f"{age:.0f} s",
             )
         elif now is None:
@@ -299,6 +246,18 @@ def _waiting(check: str, evidence: Evidence, view: NodeView, rules: ProxyRules) 
                 reason=why_unread(view.facts, "proxy.healthz", reason),
             )
             return
+
+
+def _period_unknown(check: str, view: NodeView) -> NotMeasured | None:
+    """That nobody told how long kube-proxy may go without a sync, where that is so."""
+    config = effective(check, view)
+    if isinstance(config, NotMeasured):
+        return config
+    for key in ("ipvs.syncPeriod", "ipvs.minSyncPeriod"):
+        if key in config.unknown:
+            reason = f"{key} is set to a value that the {config.source} does not show"
+            return NotMeasured(check=check, node=view.name, fact="proxy.config", reason=reason)
+    return None
 
 
 def _unmoved(family: str, last: float, metrics: Mapping[str, float]) -> bool:
@@ -333,7 +292,7 @@ def _pending(check: str, evidence: Evidence, view: NodeView) -> Said:
             f"pending for longer than {allowed:g} s",
             f"programmed within {allowed:g} s",
             "the node's table does not follow the API",
-            f"{_LOOK}; then {RESTART_PROXY}",
+            f"{LOOK}; then {RESTART_PROXY}",
             f"{count:g} pending for at least {waited:.0f} s",
         )
 
@@ -431,7 +390,7 @@ def restore_failures(evidence: Evidence) -> Said:
                 observed="failures",
                 expected="none since the run began",
                 reason="masquerading and source ranges of Services stay as they were before",
-                remedy=f"{_LOOK}: it names the rule; another program that holds the xtables lock "
+                remedy=f"{LOOK}: it names the rule; another program that holds the xtables lock "
                 "or an iptables too old are the usual causes",
                 evidence=f"{failed:g} failures in {seconds:.0f} s",
             )

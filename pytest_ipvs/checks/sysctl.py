@@ -7,8 +7,17 @@ from dataclasses import replace
 
 from pytest_ipvs.checks.findings import Finding, NotMeasured, Severity
 from pytest_ipvs.checks.model import Check, Evidence, Said
-from pytest_ipvs.checks.nodes import kernel_of, rules_of, silent_nodes, views
-from pytest_ipvs.checks.values import ABSENT, Rule, by_policy, judge, lack, value_of, waived
+from pytest_ipvs.checks.nodes import NodeView, kernel_of, rules_of, silent_nodes, views
+from pytest_ipvs.checks.values import (
+    ABSENT,
+    Rule,
+    by_policy,
+    each_node,
+    judge,
+    lack,
+    value_of,
+    waived,
+)
 from pytest_ipvs.ipvs.kernel import FIRST_WITH_REUSE_MODE, fixes
 from pytest_ipvs.ipvs.proxy import expected_conn_reuse_mode
 
@@ -24,50 +33,51 @@ def conn_reuse_mode(evidence: Evidence) -> Said:
     What is right depends on the kernel's fixes and on kube-proxy's version. With
     expire_nodest_conn=0 a 0 loses connections on every kernel.
     """
-    check = "SY-01"
-    yield from silent_nodes(check, evidence)
-    for view in views(evidence):
-        kernel = kernel_of(check, view.facts)
-        rules = rules_of(check, view.facts, view.node, evidence.last.server_version)
-        if waived(view, REUSE):
-            continue
-        value = value_of(check, view, REUSE)
-        if isinstance(kernel, NotMeasured):
-            yield kernel
-            continue
-        old = kernel.release_number < FIRST_WITH_REUSE_MODE
-        if isinstance(value, NotMeasured) and not old:
-            yield value
-            continue
-        if value is None and not old:
-            yield lack(check, view, REUSE)
-            continue
-        observed = value if isinstance(value, str) else ABSENT
-        answer = by_policy(check, view, REUSE, observed)
-        if answer is not None:
-            yield from answer
-            continue
-        if isinstance(rules, NotMeasured):
-            yield rules
-            continue
-        known = fixes(kernel, view.policy.kernel_fix_overrides)
-        nodest = view.facts.sysctls.get(NODEST, "").strip()
-        verdict = expected_conn_reuse_mode(kernel, rules, known, expire_nodest_conn=nodest != "0")
-        if observed in map(str, verdict.accepted):
-            continue
-        # 2 and 3 behave as 1 does with NAT; who sets them knows why.
-        expected = "1" if 1 in verdict.accepted else "0" if verdict.accepted else "a newer kernel"
-        yield Finding(
-            check=check,
-            severity=verdict.severity,
-            node=view.name,
-            object=REUSE,
-            observed=observed,
-            expected=expected,
-            reason=verdict.reason,
-            remedy=verdict.remedy,
-            evidence=f"kernel {kernel}, kube-proxy {rules.version}, {NODEST}={nodest or '?'}",
-        )
+    yield from each_node("SY-01", evidence, _conn_reuse_mode)
+
+
+def _conn_reuse_mode(check: str, evidence: Evidence, view: NodeView) -> Said:
+    kernel = kernel_of(check, view.facts)
+    rules = rules_of(check, view.facts, view.node, evidence.last.server_version)
+    if waived(view, REUSE):
+        return
+    value = value_of(check, view, REUSE)
+    if isinstance(kernel, NotMeasured):
+        yield kernel
+        return
+    old = kernel.release_number < FIRST_WITH_REUSE_MODE
+    if isinstance(value, NotMeasured) and not old:
+        yield value
+        return
+    if value is None and not old:
+        yield lack(check, view, REUSE)
+        return
+    observed = value if isinstance(value, str) else ABSENT
+    answer = by_policy(check, view, REUSE, observed)
+    if answer is not None:
+        yield from answer
+        return
+    if isinstance(rules, NotMeasured):
+        yield rules
+        return
+    known = fixes(kernel, view.policy.kernel_fix_overrides)
+    nodest = view.facts.sysctls.get(NODEST, "").strip()
+    verdict = expected_conn_reuse_mode(kernel, rules, known, expire_nodest_conn=nodest != "0")
+    if observed in map(str, verdict.accepted):
+        return
+    # 2 and 3 behave as 1 does with NAT; who sets them knows why.
+    expected = "1" if 1 in verdict.accepted else "0" if verdict.accepted else "a newer kernel"
+    yield Finding(
+        check=check,
+        severity=verdict.severity,
+        node=view.name,
+        object=REUSE,
+        observed=observed,
+        expected=expected,
+        reason=verdict.reason,
+        remedy=verdict.remedy,
+        evidence=f"kernel {kernel}, kube-proxy {rules.version}, {NODEST}={nodest or '?'}",
+    )
 
 
 def _always_one(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_ipvs.checks.findings import Finding, NotMeasured, Severity
 from pytest_ipvs.checks.model import Evidence, Said
-from pytest_ipvs.checks.nodes import NodeView, why_unread
+from pytest_ipvs.checks.nodes import NodeView, silent_nodes, views, why_unread
 from pytest_ipvs.ipvs.kernel import KernelRelease, why_absent
+from pytest_ipvs.policy import sysctl_check
 
 VS = "net.ipv4.vs."
 IP_FORWARD = "net.ipv4.ip_forward"
@@ -107,6 +109,35 @@ def by_policy(check: str, view: NodeView, key: str, value: str) -> Said | None:
             remedy=f"sysctl -w {key}='{accepted[0]}'",
         ),
     )
+
+
+def each_node(
+    check: str, evidence: Evidence, said: Callable[[str, Evidence, NodeView], Said]
+) -> Said:
+    """What a check says node by node, and the policy's demands on what it says nothing of."""
+    yield from silent_nodes(check, evidence)
+    for view in views(evidence):
+        yield from demanded(check, view, said(check, evidence, view))
+
+
+def demanded(check: str, view: NodeView, said: Said) -> Said:
+    """What a check said of a node, then the policy's values of sysctls that it left out.
+
+    A check's own rule may not apply to a node, or know nothing of a key. The policy's value holds
+    all the same, and a key that has no value on the node is not measured.
+    """
+    told: set[str] = set()
+    for one in said:
+        told.add(one.object if isinstance(one, Finding) else one.fact)
+        yield one
+    for key, accepted in view.policy.sysctls.items():
+        if accepted is None or key in told or sysctl_check(key) != check:
+            continue
+        value = value_of(check, view, key)
+        if isinstance(value, str):
+            yield from by_policy(check, view, key, value) or ()
+        elif ABSENT not in accepted:
+            yield value or lack(check, view, key)
 
 
 def judge(check: str, view: NodeView, rule: Rule) -> Said:

@@ -79,8 +79,8 @@ d_proxy_command() {
 }
 d_sysctl_files() {
   n=
-  for f in etc/sysctl.d/*.conf run/sysctl.d/*.conf usr/local/lib/sysctl.d/*.conf \
-    usr/lib/sysctl.d/*.conf lib/sysctl.d/*.conf etc/sysctl.conf; do
+  z=/sysctl.d/*.conf
+  for f in etc$z run$z usr/local/lib$z usr/lib$z lib$z etc/sysctl.conf; do
     [ -e "$f" ] || continue
     # Debian links a file of sysctl.d to it: then it has its place already.
     case $f$n in etc/sysctl.conf1) continue ;; esac
@@ -128,29 +128,25 @@ d_ipsets() {
   return 0
 }
 d_ipvs_timeouts() { ipvs && need ipvsadm && $L ipvsadm -L --timeout; }
+# An entry was sent to the source of its answer. Of UDP, what a client asked for is counted with it.
 E="/^rc [0-9]+\$/ { rc = \$2; next }
 { last = \$0 }
+u ? /^(ipv. +[0-9]+ +)?udp / : (/SYN_SENT/ && /UNREPLIED/) {
+  n = 0
+  for (i = NF; i; i--) {
+    if (\$i ~ /^src=/ && !n++) b = substr(\$i, 5)
+    if (\$i ~ /^dst=/) a = substr(\$i, 5)
+  }
+  if (!u && n>1) c[b]++
+  if (u && a!=b) c[a \" \" b]++
+}
 END {
   if (rc) { print last; exit rc }
   q = \"sort -rn | head -n @MAX_ENTRIES@\"
   for (a in c) print c[a], a | q
 }"
-# An entry was sent to the source of its answer. Of UDP, what a client asked for is counted with it.
-S="/SYN_SENT/ && /UNREPLIED/ {
-  n = 0
-  for (i = 1; i <= NF; i++) if (\$i ~ /^src=/ && ++n == 2) c[substr(\$i, 5)]++
-}
-$E"
-U="/^(ipv[46] +[0-9]+ +)?udp / {
-  n = 0; a = \"\"
-  for (i = 1; i <= NF; i++) {
-    if (\$i ~ /^dst=/ && a == \"\") a = substr(\$i, 5)
-    if (\$i ~ /^src=/ && ++n == 2 && substr(\$i, 5) != a) c[a \" \" substr(\$i, 5)]++
-  }
-}
-$E"
-entries() {
-  p=$1; shift
+sent() {
+  u=$1; shift
   f=proc/sys/net/netfilter/nf_conntrack_count
   [ -e $f ] || lacks "nf_conntrack is not loaded" || return
   # Not read: some shells ask for one byte at a time, and the kernel gives the first only.
@@ -162,13 +158,13 @@ entries() {
       # Without IPv6 the second would load it.
       [ $v = ipv4 ] || [ -e proc/net/if_inet6 ] || continue
       apart $L conntrack -L -f $v "$@" || { echo "rc $s"; break; }
-    done | $K "$p"
+    done | $K -v u=$u "$E"
   elif [ -e proc/net/nf_conntrack ] && [ $n -le @MAX_IPVS_ENTRIES@ ]; then
-    $L $K "$p" proc/net/nf_conntrack
+    $L $K -v u=$u "$E" proc/net/nf_conntrack
   else need conntrack; fi
 }
-d_syn_sent() { entries "$S" -p tcp --state SYN_SENT; }
-d_udp_sent() { entries "$U" -p udp; }
+d_syn_sent() { sent 0 -p tcp --state SYN_SENT; }
+d_udp_sent() { sent 1 -p udp; }
 # Connections are counted, templates printed as they are.
 C="\$3 == \"0000\" { if (t++ < @MAX_TEMPLATES@) print; next }
 \$3 ~ /^[0-9A-F]+\$/ { c[\$1 \" \" \$2 \" \" \$4 \" \" \$5]++ }
@@ -197,8 +193,12 @@ d_proxy_log() {
     [ $# -ge 2 ] || set -- "$f" "$@"
   done
   [ $# -gt 0 ] || lacks "no log of kube-proxy is under /var/log" || return
-  { $L grep -hE "(^|[ \"])E[0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2}\." "$@"
-    s=$?; [ $s -le 1 ] || printf "\nrc %s\n" $s; } | tail -n @MAX_LOG_LINES@ | cut -c 1-500
+  # A log in JSON names no level: an error is what has no verbosity, and gets an E in front. The
+  # second form is that of a runtime that puts each line into JSON of its own.
+  { $L grep -hE "(^|[ \"])E[0-9]{4} ([0-9]{2}[:.]){3}|\"ts.?\":[0-9]" "$@"
+    s=$?; [ $s -le 1 ] || printf "\nrc %s\n" $s; } |
+    sed -E "/\"ts\":.*,\"v\":|\"log.*,.\"v.\":/d;s/\{.?\"ts/E0000 &/" |
+    tail -n @MAX_LOG_LINES@ | cut -c 1-500
 }
 d_tools() {
   if has iptables; then $L iptables --version; fi

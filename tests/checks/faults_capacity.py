@@ -88,6 +88,22 @@ def silent_connections_are_forgotten(evidence: Evidence) -> Evidence:
     return sysctl(evidence, {KEEPALIVE: "7200"})
 
 
+def no_ipvsadm(evidence: Evidence) -> Evidence:
+    reason = {"details.ipvs_timeouts": "ipvsadm is not installed"}
+    evidence = on_node(evidence, lambda old: replace(old, unread=reason))
+    return details(evidence, ipvs_timeouts=None)
+
+
+@trips("CP-05 info", words=("900 s", "assumed", "ipvsadm is not installed"))
+def silent_connections_are_forgotten_where_ipvsadm_is_missing(evidence: Evidence) -> Evidence:
+    return no_ipvsadm(sysctl(evidence, {KEEPALIVE: "7200"}))
+
+
+@trips("CP-05 warn", words=("900 s", "at least 1000 s (idle_connection of the policy)"))
+def connections_are_silent_for_longer_than_ipvs_remembers(evidence: Evidence) -> Evidence:
+    return replace(evidence, policy=Policy(thresholds={"idle_connection": 1000.0}))
+
+
 @trips("CP-06 info", words=("virtual servers", "more than 2", "KP-04"))
 def more_virtual_servers_than_were_tried(evidence: Evidence) -> Evidence:
     return replace(evidence, policy=Policy(thresholds={"virtual_servers": 2.0}))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from evidence_builder import details, of_cluster, on_node, programmed, sysctl
+from evidence_builder import configured, details, of_cluster, on_node, programmed, sysctl
 from fault_registry import trips
+from netfilter_changes import chain_changed, rule
 
 from pytest_ipvs.checks import Evidence
 from pytest_ipvs.cluster.model import NodeFacts, ProxyObjects, SysctlLine
@@ -130,6 +131,44 @@ def a_bridge_bypasses_iptables(evidence: Evidence) -> Evidence:
 @trips("SY-10 warn", words=(BRIDGE, "absent"))
 def a_bridge_without_br_netfilter(evidence: Evidence) -> Evidence:
     return sysctl(evidence, {BRIDGE: None})
+
+
+def other_bridge(evidence: Evidence, name: str) -> Evidence:
+    """Pods of node-2 hang on a bridge of another name than cni0."""
+
+    def change(old: NodeFacts) -> NodeFacts:
+        told = tuple((name if one == "cni0" else one, at) for one, at in old.addresses)
+        return replace(old, addresses=told)
+
+    return on_node(evidence, change)
+
+
+@trips("SY-10 warn", words=(BRIDGE, "0", "modprobe br_netfilter"))
+def weave_s_bridge_bypasses_iptables(evidence: Evidence) -> Evidence:
+    return sysctl(other_bridge(evidence, "weave"), {BRIDGE: "0"})
+
+
+def with_a_named_bridge(evidence: Evidence) -> Evidence:
+    """node-2's kube-proxy is told the bridge of its pods; what comes from elsewhere is marked."""
+    named = {"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "br-pods"}}
+    others = rule("! -i br-pods -m set --match-set KUBE-CLUSTER-IP dst,dst -j KUBE-MARK-MASQ")
+    marked = chain_changed(
+        "nat",
+        "KUBE-SERVICES",
+        lambda old: tuple(others if "10.244.0.0/16" in str(one) else one for one in old),
+    )
+    return configured(marked(other_bridge(evidence, "br-pods")), named)
+
+
+@trips("SY-10 warn", given=with_a_named_bridge, words=(BRIDGE, "0", "modprobe br_netfilter"))
+def the_bridge_that_kube_proxy_names_bypasses_iptables(evidence: Evidence) -> Evidence:
+    return sysctl(evidence, {BRIDGE: "0"})
+
+
+@trips("SY-11 fail", words=(f"{VS}nat_icmp_send", "0", "1", "the policy file says so"))
+def a_setting_without_a_rule_is_not_what_the_policy_says(evidence: Evidence) -> Evidence:
+    policy = replace(evidence.policy, sysctls={f"{VS}nat_icmp_send": ("1",)})
+    return replace(evidence, policy=policy)
 
 
 @trips("SY-11 warn", words=(f"{VS}drop_entry", "at random"))

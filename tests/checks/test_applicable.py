@@ -9,7 +9,7 @@ import pytest
 from evidence_builder import details, healthy, on_node
 from proxy_builder import objects, proxied
 
-from pytest_ipvs.checks import Evidence
+from pytest_ipvs.checks import Evidence, run_check
 from pytest_ipvs.checks.applicable import NotApplicable, not_applicable
 from pytest_ipvs.cluster.model import NodeFacts, ProxyFacts, ProxyObjects
 
@@ -41,9 +41,10 @@ def bare() -> Evidence:
     return objects(everywhere(healthy(), without_proxy), ProxyObjects())
 
 
-def cilium(old: NodeFacts) -> NodeFacts:
+def instead(interface: str) -> Callable[[NodeFacts], NodeFacts]:
     table = healthy().last.facts["node-1"].table
-    return replace(old, table=table, addresses=(*old.addresses, ("cilium_host", "10.0.0.1")))
+    address = (interface, "10.0.0.1")
+    return lambda old: replace(old, table=table, addresses=(*old.addresses, address))
 
 
 def command(*words: str) -> Callable[[Evidence], Evidence]:
@@ -56,18 +57,44 @@ BOTH = ("node-1", "node-2")
 @pytest.mark.parametrize(
     ("evidence", "parts"),
     [
-        (bare(), (("no IPVS table either", BOTH),)),
         # Leftovers of a kube-proxy that was replaced are no kube-proxy.
-        (everywhere(bare(), cilium), (("Cilium instead", BOTH),)),
+        (everywhere(bare(), instead("cilium_host")), (("Cilium instead", BOTH),)),
+        (everywhere(bare(), instead("kube-dummy-if")), (("kube-router instead", BOTH),)),
+        (everywhere(bare(), instead("ovn-k8s-mp0")), (("OVN-Kubernetes instead", BOTH),)),
         (
             command("k3s", "server", "--disable-kube-proxy")(bare()),
             (("k3s was told to disable it", BOTH),),
         ),
     ],
-    ids=["bare", "cilium", "k3s"],
+    ids=["cilium", "kube-router", "ovn", "k3s"],
 )
 def test_no_kube_proxy(evidence: Evidence, parts: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
     assert not_applicable(evidence) == NotApplicable(kind="absent", parts=parts)
+
+
+NOTHING = "no IPVS table, and nothing known instead"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "parts"),
+    [
+        (bare(), ((NOTHING, BOTH),)),
+        (
+            on_node(bare(), instead("cilium_host"), "node-1"),
+            (("Cilium instead", ("node-1",)), (NOTHING, ("node-2",))),
+        ),
+    ],
+    ids=["everywhere", "on one node"],
+)
+def test_nothing_that_proxies_is_judged_by_kp_01(
+    evidence: Evidence, parts: tuple[tuple[str, tuple[str, ...]], ...]
+) -> None:
+    assert not_applicable(evidence) == NotApplicable(kind="unknown", parts=parts)
+    outcome = run_check("KP-01", evidence)
+    assert outcome.findings == ()
+    assert [(lack.node, lack.reason) for lack in outcome.not_measured] == [
+        (name, NOBODY["proxy.mode"]) for name in BOTH
+    ]
 
 
 @pytest.mark.parametrize(

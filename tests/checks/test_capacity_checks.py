@@ -7,8 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from evidence_builder import details, healthy, on_node, sysctl, tripped, unmeasured
-from faults_capacity import CT, KEEPALIVE, VS, bound, busy, counted, use
+from evidence_builder import (
+    configured,
+    details,
+    healthy,
+    on_node,
+    sysctl,
+    tripped,
+    unmeasured,
+)
+from faults_capacity import CT, KEEPALIVE, VS, bound, busy, counted, no_ipvsadm, use
 
 from pytest_ipvs.checks import Evidence, run_check
 from pytest_ipvs.cluster.model import NodeFacts
@@ -68,6 +76,12 @@ HEALTHY: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
     "a long time-out": (
         "CP-05",
         lambda e: details(sysctl(e, {KEEPALIVE: "7200"}), ipvs_timeouts=(7200, 120, 300)),
+    ),
+    "a long time-out of kube-proxy's, where ipvsadm is missing": (
+        "CP-05",
+        lambda e: configured(
+            no_ipvsadm(sysctl(e, {KEEPALIVE: "7200"})), {"ipvs": {"tcpTimeout": "2h"}}
+        ),
     ),
     "many addresses": ("CP-06", lambda e: on_node(e, bound(4990))),
     "rates of old kernels": (

@@ -38,6 +38,7 @@ from faults_tables import (
     stale_real_server,
     wanted_real_server_at_weight_0,
 )
+from proxy_builder import mapped
 
 from pytest_ipvs.checks import CATALOGUE, Evidence, run_check
 from pytest_ipvs.cluster.model import NodeFacts, ProxyFacts, ProxyObjects
@@ -128,10 +129,10 @@ def test_a_kube_proxy_that_resyncs_hourly_gets_its_hour() -> None:
 
 
 def test_a_slow_sync_period_gets_its_time() -> None:
-    slow = {"syncPeriod": "10m0s"}
-    young, old = stale_real_server(healthy()), stale_real_server(healthy(0.0, 1200.0))
-    assert unmeasured(configured(young, {"ipvs": slow})) == {"TB-03": {"a later reading"}}
-    assert tripped(configured(old, {"ipvs": slow})) == {"TB-03": {"fail"}}
+    slow = {"ipvs": {"syncPeriod": "10m0s"}}
+    young, old = (mapped(stale_real_server(healthy(0.0, at)), slow) for at in (300.0, 1200.0))
+    assert unmeasured(configured(young, slow)) == {"TB-03": {"a later reading"}}
+    assert tripped(configured(old, slow)) == {"TB-03": {"fail"}}
 
 
 def test_the_policy_sets_the_budgets() -> None:

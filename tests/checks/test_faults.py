@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,7 @@ import pytest
 from evidence_builder import healthy, outcomes, text_of
 from fault_registry import FAULTS, HEALTHY, ROLLOUT_FAULTS, Change
 from faults_settings import expire_nodest_conn_is_0
+from faults_tables import missing_virtual_server_of_a_node_port
 from rollout_result import PATHS, Result
 
 from pytest_ipvs.checks import CATALOGUE, Evidence, Outcome, judge_rollout, run_check
@@ -83,17 +85,32 @@ def test_a_spoilt_rollout_trips_its_checks_only(name: str) -> None:
         assert [word for word in fault.words if word not in text_of(finding)] == []
 
 
+def own_address(text: str, more: int) -> str:
+    """An address of node-2 or of its pods' network, as it is on another node."""
+    host = f"198.18.{more // 250}.{more % 250 + 1}"
+    # The cluster's network has room for 256 nodes: behind that they begin anew.
+    return re.sub(
+        r"^10\.244\.2\.(?=1$|0/)",
+        f"10.244.{more % 250 + 3}.",
+        re.sub(r"^192\.0\.2\.2(?=,|$)", host, text),
+    )
+
+
 def other_numbers(facts: NodeFacts, name: str, more: int) -> NodeFacts:
     """The same node by another name, with what differs between two healthy nodes different."""
     table, details = facts.table, facts.details
+    own = {address for interface, address in facts.addresses if interface != "kube-ipvs0"}
     if table is not None:
         table = table._replace(
             virtual_servers=tuple(
                 virtual._replace(
+                    address=own_address(virtual.address, more)
+                    if virtual.address in own
+                    else virtual.address,
                     real_servers=tuple(
                         real._replace(active=real.active + more, inactive=real.inactive + more)
                         for real in virtual.real_servers
-                    )
+                    ),
                 )
                 for virtual in table.virtual_servers
             )
@@ -103,6 +120,11 @@ def other_numbers(facts: NodeFacts, name: str, more: int) -> NodeFacts:
             details,
             port_use=details.port_use
             and tuple(replace(use, entries=use.entries + more) for use in details.port_use),
+            ipsets=details.ipsets
+            and {
+                key: replace(one, members=frozenset(own_address(m, more) for m in one.members))
+                for key, one in details.ipsets.items()
+            },
             syn_sent=details.syn_sent and {to: n + more for to, n in details.syn_sent.items()},
         )
     count = "net.netfilter.nf_conntrack_count"
@@ -113,6 +135,9 @@ def other_numbers(facts: NodeFacts, name: str, more: int) -> NodeFacts:
         facts,
         node=name,
         taken_at=facts.taken_at + more / 1000,
+        addresses=tuple(
+            (interface, own_address(address, more)) for interface, address in facts.addresses
+        ),
         table=table,
         details=details,
         sysctls=sysctls,
@@ -126,12 +151,21 @@ def clones(evidence: Evidence, number: int) -> Evidence:
     def more(one: Snapshot) -> Snapshot:
         (node,) = (node for node in one.nodes if node.name == "node-2")
         names = [f"node-{n:03}" for n in range(3, 3 + number)]
+        nodes = [
+            replace(
+                node,
+                name=name,
+                internal_ips=tuple(own_address(ip, n) for ip in node.internal_ips),
+                pod_cidrs=tuple(own_address(cidr, n) for cidr in node.pod_cidrs),
+            )
+            for n, name in enumerate(names, 1)
+        ]
         facts = {
             name: other_numbers(one.facts["node-2"], name, n) for n, name in enumerate(names, 1)
         }
         return replace(
             one,
-            nodes=(*one.nodes, *(replace(node, name=name) for name in names)),
+            nodes=(*one.nodes, *nodes),
             facts={**one.facts, **facts},
         )
 
@@ -151,6 +185,14 @@ def test_the_same_fault_on_many_nodes_is_as_many_findings_as_on_one(name: str) -
         one = group(run_check(check, evidence).findings)
         many = group(run_check(check, clones(evidence, 3)).findings)
         assert len(many) <= len(one)
+
+
+def test_a_node_port_that_is_lost_on_many_nodes_is_one_finding() -> None:
+    evidence = clones(missing_virtual_server_of_a_node_port(healthy()), 98)
+    findings = run_check("TB-10", evidence).findings
+    assert len({finding.evidence for finding in findings}) == len(findings) == 99
+    (one,) = group(findings)
+    assert one.finding.object == "node port 30080/TCP of demo/web"
 
 
 def test_a_fault_on_three_hundred_nodes_is_one_finding() -> None:

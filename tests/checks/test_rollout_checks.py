@@ -48,6 +48,9 @@ def test_a_weak_rollout_proves_nothing(check: str, result: Result, fact: str) ->
             "endpoint that left",
         ),
         ("DP-05", Result(probe=KernelProbe(pod="web-1", sysctls={})), "re-used tuples"),
+        ("PS-02", Result(affinity=False), "session affinity"),
+        # Its failures are no finding of affinity: DP-01 tells those.
+        ("PS-02", Result(affinity=False, failures={"refused": 9}), "session affinity"),
         ("PS-03", Result(affinity=False), "session affinity"),
         ("PS-03", Result(pods_before={"web-1": 19}), "answers before the disruption"),
     ],

@@ -10,9 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_ipvs import policy as policy_module
+from pytest_ipvs.cluster.script import SYSCTL_PATHS
 from pytest_ipvs.ipvs.objects import Node
-from pytest_ipvs.policy import Policy, PolicyError, Threshold, load_policy
-from pytest_ipvs.policy_file import KEYS, NODE_KEYS, WAIVER_KEYS
+from pytest_ipvs.policy import (
+    SYSCTL_CHECKS,
+    Policy,
+    PolicyError,
+    Threshold,
+    load_policy,
+    sysctl_check,
+)
+from pytest_ipvs.policy_file import KEYS, NODE_KEYS, SYSCTLS, WAIVER_KEYS
 from pytest_ipvs.settings import resolve
 
 
@@ -112,6 +120,48 @@ BAD = [
         "sysctls: {net.ipv4.vs.conntrack: true}",
         "ipvs.yaml:1: sysctls[net.ipv4.vs.conntrack] is True, expected a number or text",
     ),
+    (
+        "sysctls:\n  net.core.somaxconn: 1024",
+        (
+            "ipvs.yaml:2: sysctls[net.core.somaxconn] is 1024, expected a key that checks read "
+            "instead: one of net.ipv4.vs.*, net.ipv4.ip_forward, "
+        ),
+    ),
+    (
+        "sysctls:\n  net.ipv4.conf.eth0.100.rp_filter: null",
+        "ipvs.yaml:2: sysctls[net.ipv4.conf.eth0.100.rp_filter] is None, expected a key that",
+    ),
+    (
+        "sysctls:\n  net.ipv4.vs.conntrack: 010",
+        (
+            "ipvs.yaml:2: sysctls[net.ipv4.vs.conntrack] is 010, expected a number without a "
+            "leading 0 or a colon: YAML takes it for 8"
+        ),
+    ),
+    (
+        "sysctls:\n  net.ipv4.vs.conntrack: [1, 010]",
+        "ipvs.yaml:2: sysctls[net.ipv4.vs.conntrack][2] is 010, expected a number without",
+    ),
+    ("drain_budget: 1:30", "ipvs.yaml:1: drain_budget is 1:30, expected a number without a lead"),
+    (
+        "thresholds:\n  masquerade_all: 1.5",
+        "ipvs.yaml:2: thresholds.masquerade_all is 1.5, expected 0, 1 or 2",
+    ),
+    (
+        "foreign_virtual_servers:\n- 10.0.0.0/24\n- 10.0.0.0/33",
+        "ipvs.yaml:3: foreign_virtual_servers[2] is '10.0.0.0/33', expected a pattern such as",
+    ),
+    (
+        "nodes:\n- names: [a]\n  thresholds:\n\n    <<: {bogus: 3}",
+        "ipvs.yaml:5: nodes[1].thresholds.bogus is not a threshold, expected one of",
+    ),
+    (
+        (
+            "thresholds: &t\n  conntrack_warn: 70\nnodes:\n"
+            "- <<: [{names: [a]}, {drain_budget: x}]\n  thresholds: {<<: *t, conntrack_fail: 9}"
+        ),
+        "ipvs.yaml:4: nodes[1].drain_budget is 'x', expected a number of seconds",
+    ),
     ("severities: {SY-01: error}", "ipvs.yaml:1: severities.SY-01 is 'error', expected fail,"),
     (
         "foreign_virtual_servers: x",
@@ -151,6 +201,14 @@ BAD = [
         "ipvs.yaml:3: waivers[1].expires is 'soon', expected the last day",
     ),
     ("waivers: [{expires: '2026-02-30'}]", "ipvs.yaml:1: waivers[1].expires is '2026-02-30',"),
+    (
+        "waivers:\n- check: TB-03\n  expires: 2027-13-01",
+        "ipvs.yaml:3: waivers[1].expires is '2027-13-01', expected the last day",
+    ),
+    (
+        "waivers:\n- expires: 2027-01-31T00:00:00",
+        "ipvs.yaml:2: waivers[1].expires is '2027-01-31T00:00:00', expected the last day",
+    ),
     ("waivers:\n- x: &a [*a]", "ipvs.yaml:2: a value contains itself"),
     (
         "{drain_budget: 9, settings: {drain-budget: 9}}",
@@ -165,6 +223,59 @@ def test_bad_files_are_one_sentence(load, text, sentence):
         load(text)
     assert str(error.value).startswith(sentence)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "accepted"),
+    [
+        ("10.0.0.0/24", True),
+        ("fd00::/64", True),
+        ("10.0.0.5", True),
+        ("10.0.0.5:443/TCP", True),
+        ("[fd00::1]:443/SCTP", True),
+        ("198.51.100.*:443/TCP", True),
+        ("10.0.0.?:80/*", True),
+        ("10.0.0.*", True),
+        ("fwmark:7", True),
+        ("fwmark:1?*", True),
+        ("10.0.0.0/33", False),
+        ("10.0.0.555:443/TCP", False),
+        ("10.0.0.5:443", False),
+        ("10.0.0.5:443/tcp", False),
+        ("10.0.0.5:70000/TCP", False),
+        ("10.0.0.0/24:80/TCP", False),
+        ("fd00::1:443/TCP", False),
+        ("[10.0.0.5]:443/TCP", False),
+        ("10.0.0.*:443/tcp", False),
+        ("10.0.0.?", False),
+        ("web", False),
+        ("fwmark:x", False),
+        ("fwmark:x*", False),
+        ("fwmark:4294967296", False),
+        ("a b", False),
+    ],
+)
+def test_patterns_that_fit_no_virtual_server_are_refused(load, pattern, accepted):
+    text = f"foreign_virtual_servers: ['{pattern}']"
+    if accepted:
+        assert load(text).foreign_virtual_servers == (pattern,)
+    else:
+        with pytest.raises(PolicyError, match=r"^ipvs\.yaml:1: foreign_virtual_servers\[1\] is '"):
+            load(text)
+
+
+def test_the_last_day_may_be_written_short(load):
+    (waiver,) = load("waivers: [{check: SY, reason: x, expires: 2027-1-5}]").waivers
+    assert waiver.expires == date(2027, 1, 5)
+
+
+def test_a_policy_may_name_what_nodes_are_asked_for_and_nothing_else():
+    asked = {path.translate(str.maketrans("/.", "./")) for path in SYSCTL_PATHS}
+    # The rest have a check of their own, and a wider pattern asks for them.
+    assert asked == set(SYSCTLS)
+    for key in SYSCTL_CHECKS:
+        assert sysctl_check(key.replace("*", "x")) == SYSCTL_CHECKS[key]
+    assert sysctl_check("net.ipv4.conf.eth0/100.rp_filter") == "SY-09"
 
 
 def test_unreadable_files_are_one_sentence(tmp_path):
@@ -184,9 +295,9 @@ def test_a_key_is_named_with_its_line(load):
     with pytest.raises(PolicyError, match=r"^ipvs\.yaml:3: slow_connect_ms is 'x', expected mil"):
         load("# A comment\n\nslow_connect_ms: x\n")
     with pytest.raises(
-        PolicyError, match=r"^ipvs\.yaml:4: sysctls\[a\.b\] is True, expected a num"
+        PolicyError, match=r"^ipvs\.yaml:4: sysctls\[net\.ipv4\.tcp_mem\] is True, expected a num"
     ):
-        load("drain_budget: 3\nsysctls:\n  c.d: 1\n  a.b: true\n")
+        load("drain_budget: 3\nsysctls:\n  net.ipv4.ip_forward: 1\n  net.ipv4.tcp_mem: true\n")
 
 
 def test_names_of_checks_are_refused_where_the_checks_are_known(tmp_path):
@@ -241,7 +352,7 @@ nodes:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: \0", "a: 2026-02-30", "a: !!bool x", "a: !!timestamp x", "a: !!int ''", "? [a]\n: 1"],
+    ["a: \0", "a: !!bool x", "a: !!int ''", "? [a]\n: 1", "a: {<<: 1}"],
 )
 def test_yaml_that_can_not_be_read_is_one_sentence(load, text):
     with pytest.raises(PolicyError, match=r"ipvs\.yaml is not YAML") as error:

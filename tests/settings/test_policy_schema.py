@@ -26,7 +26,7 @@ TYPES: Mapping[str, tuple[type, ...]] = {
 }
 GOOD = (
     "drain_budget: 1",
-    "sysctls: {a.b: null, c.d: [1, x]}",
+    "sysctls: {net.ipv4.vs.conntrack: null, net.ipv4.conf.eth0/7.rp_filter: [1, x]}",
     "settings: {jobs: 4, node-selector: a}",
     "kernel_fixes: {'el8': {b: true}}",
     "nodes: [{names: [a], severities: {SY-01: info}}, {selector: 'a=b', sysctls: {}}]",
@@ -35,7 +35,7 @@ GOOD = (
 # What a schema can't say, and the code does.
 BEYOND_A_SCHEMA = re.compile(
     r"is given twice|say the same thing|regular expression|label selector|contains itself"
-    r"|nan, expected|2026-02-30|settings\.jobs"
+    r"|nan, expected|2026-02-30|2027-13-01|settings\.jobs|10\.0\.0\.0/33|is 010|is 1:30"
 )
 
 
