@@ -11,18 +11,25 @@ from pytest_ipvs.cluster.facts import NOTHING_ANSWERS
 from pytest_ipvs.cluster.model import NodeFacts
 
 # Interfaces that the replacements of kube-proxy make; each holds an address on every node.
-_REPLACEMENTS = {"cilium_host": "Cilium", "cilium_net": "Cilium", "kube-dummy-if": "kube-router"}
+_REPLACEMENTS = {
+    "cilium_host": "Cilium",
+    "cilium_net": "Cilium",
+    "kube-dummy-if": "kube-router",
+    "ovn-k8s-mp0": "OVN-Kubernetes",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotApplicable:
     """Why no check applies. ``parts`` pairs a state with the sorted names of nodes in it.
 
-    ``kind`` "mode": kube-proxy runs, in other modes than ipvs; KP-01 still judges that. ``kind``
-    "absent": no node has a kube-proxy, so KP-01 does not apply either.
+    ``kind`` "absent": no node has a kube-proxy, and each has something else instead, so KP-01 does
+    not apply either. ``kind`` "mode": kube-proxy runs in other modes than ipvs. ``kind``
+    "unknown": neither a kube-proxy nor what is known to stand in for it shows. KP-01 still judges
+    these two.
     """
 
-    kind: Literal["mode", "absent"]
+    kind: Literal["mode", "absent", "unknown"]
     parts: tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -47,6 +54,7 @@ def _absent(evidence: Evidence) -> NotApplicable | None:
     if objects is None or objects.pods or "proxy_objects.pods" in objects.unread:
         return None
     parts: dict[str, list[str]] = {}
+    explained = True
     switched_off = _switched_off(evidence)
     for name, facts in sorted(evidence.last.facts.items()):
         if not _silent(facts) or (_process(evidence, name) and not switched_off):
@@ -58,12 +66,15 @@ def _absent(evidence: Evidence) -> NotApplicable | None:
         elif switched_off:
             state = "k3s was told to disable it"
         elif no_table:
-            state = "no IPVS table either"
+            # Maybe nothing proxies there at all, and that must not look like a good end.
+            explained = False
+            state = "no IPVS table, and nothing known instead"
         else:
             return None
         parts.setdefault(state, []).append(name)
     return NotApplicable(
-        kind="absent", parts=tuple((state, tuple(names)) for state, names in sorted(parts.items()))
+        kind="absent" if explained else "unknown",
+        parts=tuple((state, tuple(names)) for state, names in sorted(parts.items())),
     )
 
 

@@ -101,8 +101,21 @@ def no_failures(result: RolloutResult, policy: Policy) -> Said:
     yield from lost_connections("DP-01", result, policy, why)
 
 
+def no_affinity(check: str) -> NotMeasured:
+    """What a check of session affinity says of a run whose Service has none."""
+    return NotMeasured(
+        check=check,
+        node=None,
+        fact="session affinity",
+        reason="the Service of this rollout has none",
+    )
+
+
 def affinity_moves(result: RolloutResult, policy: Policy) -> Said:
     """A client with session affinity goes on with a live pod when its own is replaced."""
+    if not result.affinity:
+        yield no_affinity("PS-02")
+        return
     why = (
         "clients with session affinity stay with a removed pod: expire_quiescent_template and "
         "expire_nodest_conn must both be 1"

@@ -6,7 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pytest_ipvs.checks.datapath import affinity_moves, data_path_check, needs_traffic
+from pytest_ipvs.checks.datapath import (
+    affinity_moves,
+    data_path_check,
+    needs_traffic,
+    no_affinity,
+)
 from pytest_ipvs.checks.findings import Finding, NotMeasured
 from pytest_ipvs.checks.model import Check, Evidence, RolloutResult, Said
 from pytest_ipvs.checks.nodes import RESTART_PROXY, NodeView, detail, silent_nodes, views
@@ -139,12 +144,7 @@ def affine_client_stays(result: RolloutResult, policy: Policy) -> Said:
     answers = sum(before.values())
     least = policy.threshold("min_affine_answers")
     if not result.affinity:
-        yield NotMeasured(
-            check=check,
-            node=None,
-            fact="session affinity",
-            reason="the Service of this rollout has none",
-        )
+        yield no_affinity(check)
     elif answers < least:
         yield NotMeasured(
             check=check,

@@ -32,6 +32,8 @@ class Requests:
     def __init__(self, access: Access) -> None:
         self.access = access
         self._pool = access.client.rest_client.pool_manager
+        if not access.client.configuration.verify_ssl:
+            _accept_unverified(self._pool)
         self._auth_lock = threading.Lock()
 
     def send(
@@ -148,6 +150,21 @@ class Requests:
             f"the API server {self.access.server} of context {self.access.context!r} "
             f"can't be reached: {_why(error)}"
         )
+
+
+def _accept_unverified(manager: Any) -> None:
+    """Let a pool manager connect without verification and without a warning for each request.
+
+    The kubeconfig asks for it by ``insecure-skip-tls-verify``, and with ``-W error`` a warning
+    ends the run. A filter would not do: pytest sets its own ones for each test, and to change
+    them is not safe for threads.
+    """
+    pools = manager.pool_classes_by_scheme
+    pool = pools["https"]
+    verified = property(lambda connection: True, lambda connection, value: None)
+    connection = type("AcceptedConnection", (pool.ConnectionCls,), {"is_verified": verified})
+    accepting = type("AcceptingPool", (pool,), {"ConnectionCls": connection})
+    manager.pool_classes_by_scheme = {**pools, "https": accepting}
 
 
 def _http_errors() -> tuple[type[Exception], ...]:

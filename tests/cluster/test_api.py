@@ -2,12 +2,14 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from cluster_fakes import Answer, FakeServer, replay, state, wait_for
 
 from pytest_ipvs.cluster import Api, ApiError, ClusterError
 from pytest_ipvs.cluster.requests import Requests
+from pytest_ipvs.lab.api import Server
 from pytest_ipvs.settings import resolve
 
 SERVICES = "/api/v1/services"
@@ -341,6 +343,34 @@ def test_tls_on_a_plain_port_is_one_sentence(serve, settings_for):
     with pytest.raises(ClusterError, match=r"can't be reached: TLS fails \(\S+: .*\)$") as error:
         Api.connect(settings_for(server.url.replace("http", "https")))
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def real_server():
+    """The embedded API server, which speaks TLS with a certificate that nobody knows."""
+    with Server(token="s3cr3t-t0ken") as running:
+        yield running
+
+
+def test_an_insecure_cluster_is_used_as_the_kubeconfig_asks(real_server, settings_for):
+    url = real_server.url.replace("http", "https")
+    settings = settings_for(url)
+    path = Path(settings.kubeconfig)
+    document = json.loads(path.read_text())
+    document["clusters"][0]["cluster"]["insecure-skip-tls-verify"] = True
+    path.write_text(json.dumps(document))
+    # A warning is an error here, as with -W error, which pytest sets anew for each test.
+    api = Api.connect(settings)
+    assert api.get(SERVICES)["kind"] == "ServiceList"
+    # The client that tests get is as quiet.
+    assert api.client.call_api("GET", f"{url}/version").status == 200
+    api.close()
+
+
+@pytest.mark.usefixtures("_no_pauses")
+def test_other_clusters_are_verified_as_before(real_server, settings_for):
+    with pytest.raises(ClusterError, match="its certificate is not trusted by the kubeconfig's"):
+        Api.connect(settings_for(real_server.url.replace("http", "https")))
 
 
 def test_something_else_than_an_api_server(serve, settings_for):

@@ -402,6 +402,7 @@ def test_a_node_in_the_hands_of_a_test(lab):
     node = lab.cluster().node("node-1")
     assert node.name == "node-1"
     assert node.sysctl["net.ipv4.vs.conntrack"] == "1"
+    assert node.sysctl["net.ipv4.vs.conntrack"] == 1
     assert "net.ipv4.vs.conntrack" in node.sysctl
     assert node.kernel.release == "6.1.0-56-amd64"
     assert node.table is not None

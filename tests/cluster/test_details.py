@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+from functools import partial
 
 import pytest
 from cluster_fakes import ip_program, proxy_answers
@@ -80,6 +82,30 @@ def test_every_detail_is_read_under_each_shell(read, shell):
         '"Failed" err="x"',
         '"Again"',
     ]
+
+
+@pytest.mark.parametrize("shell", ["dash", "busybox sh"])
+def test_errors_of_a_log_in_json_are_read_in_each_runtime_s_form(read, shell):
+    if shutil.which(shell.split()[0]) is None:
+        pytest.skip(f"{shell} is not installed")
+    head = {"ts": 1795225000000.1, "caller": "ipvs/proxier.go:1702"}
+    lines = (
+        head | {"msg": "fine", "v": 0, "err": "told, and none"},
+        head | {"msg": 'says {"ts":1,"v":2}', "err": "busy"},
+        head | {"msg": "without a cause"},
+    )
+    dumps = partial(json.dumps, separators=(",", ":"))
+    texts = [dumps(line) for line in lines]
+    wrapped = [dumps({"log": f"{text}\n", "stream": "stderr"}) for text in texts]
+    log = "".join(f"2026-11-21T01:00:00.1Z stderr F {text}\n" for text in texts)
+    pod = "var/log/pods/kube-system_kube-proxy-x_1/kube-proxy/0.log"
+    errors = tuple(f"E0000 {text}" for text in texts[1:])
+    for files in (
+        {pod: log, "var/log/kube-proxy.log": ""},
+        {pod: "\n".join(wrapped), "var/log/kube-proxy.log": ""},
+        {pod: "", "var/log/kube-proxy.log": "\n".join(texts)},
+    ):
+        assert read(shell, files=FILES | files).details.proxy_log == errors
 
 
 def test_entries_are_counted_by_client_and_virtual_server(read):

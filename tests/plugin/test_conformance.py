@@ -127,6 +127,27 @@ def test_no_kube_proxy_is_not_applicable(cluster_run: Run) -> None:
     )
 
 
+NOTHING_KNOWN = """
+with_cilium = FakeCluster.snapshot
+def snapshot(self, nodes=None, *, details=False):
+    told = with_cilium(self, nodes, details=details)
+    facts = {n: replace(one, addresses=(("lo", "127.0.0.1"),)) for n, one in told.facts.items()}
+    return replace(told, facts=facts)
+FakeCluster.snapshot = snapshot
+"""
+
+
+def test_nothing_that_proxies_at_all_is_no_pass(cluster_run: Run) -> None:
+    result = cluster_run("", *SUITE, world="without_proxy=True", conftest=NOTHING_KNOWN)
+    result.assert_outcomes(failed=1, passed=1, skipped=len(CATALOGUE) - 1)
+    result.stdout.fnmatch_lines(
+        [
+            "KP-01  not measured *proxy.mode on 3 nodes (node-1, node-2, node-3)",
+            "TB-01  not applicable *no IPVS table, and nothing known instead* on 3 nodes (*",
+        ]
+    )
+
+
 def test_fact_that_was_not_read_never_passes(cluster_run: Run) -> None:
     result = cluster_run(
         "",
