@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import threading
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -77,6 +79,17 @@ def _settings(config: pytest.Config, sources: Sources) -> tuple[Settings, Policy
     return settings, policy.with_settings(settings)
 
 
+def _let_sigterm_interrupt() -> None:
+    """Let SIGTERM do what Ctrl-C does.
+
+    A cancelled job and a deleted pod get it. It would end Python at once, and leave in the cluster
+    what fixtures clean up.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class Active:
     """What pytest calls while a cluster is configured."""
 
@@ -90,6 +103,7 @@ class Active:
 
     def start(self, config: pytest.Config, first: Any) -> None:
         """Reach the cluster, so that what can't work is told before any test is collected."""
+        _let_sigterm_interrupt()
         self._refuse_unknown_checks()
         if first is not None:
             self.session.adopt(first)
@@ -109,6 +123,8 @@ class Active:
         try:
             self.session.close()
         finally:
+            if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if self.turns is not None and not hasattr(self.session.config, "workerinput"):
                 self.turns.remove()
             if self.lab is not None:
@@ -159,7 +175,7 @@ class Active:
             parameters = [pytest.param("", id="no-node", marks=mark)]
         metafunc.parametrize("ipvs_node", parameters, indirect=True)
 
-    # After the plugin's own refusal of wrong markers, before anyone reorders.
+    # The plugin's own refusal of wrong markers wraps this one; nobody has reordered yet.
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]

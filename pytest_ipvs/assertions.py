@@ -6,12 +6,13 @@ expected, reason and remedy.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_ipvs.cluster.cluster import Cluster
-    from pytest_ipvs.cluster.handle import NodeHandle
+    from pytest_ipvs.cluster.handle import NodeHandle, SysctlValue
     from pytest_ipvs.rollout import Result, Rollout
     from pytest_ipvs.traffic import Results
 
@@ -176,7 +177,49 @@ def sysctl_problem(key: str, observed: str | None, expected: object, unread: str
         return f"{key} {why}, expected {wanted}"
     if " ".join(observed.split()) in texts:
         return ""
-    return f"{key} is {observed.strip()}, expected {wanted}; to set it: sysctl -w {key}={texts[0]}"
+    return f"{key} is {observed.strip()}, expected {wanted}; {_set_it(key, texts[0])}"
+
+
+def explain_sysctl(op: str, left: object, right: object) -> list[str] | None:
+    """Lines for pytest's explanation where a plain comparison with ``node.sysctl[key]`` failed.
+
+    ``None`` leaves it to pytest's own.
+    """
+    from pytest_ipvs.cluster.handle import SysctlValue
+
+    if op in ("==", "!=") and not isinstance(left, SysctlValue):
+        left, right = right, left
+    if not isinstance(left, SysctlValue):
+        return None
+    told = f"{left.key} on {left.node} is {left or 'empty'}"
+    if isinstance(right, SysctlValue) and op in ("==", "!="):
+        wanted = "the same" if op == "==" else "another"
+        return [f"{told}, expected {wanted} as {right.key} on {right.node}, which is {right}"]
+    if op == "==":
+        return _expected(left, told, [right])
+    if op == "in" and isinstance(right, (list, tuple, set, frozenset, range)):
+        return _expected(left, told, list(right))
+    words = {"!=": "anything but", "not in": "none of"}
+    return [f"{told}, expected {words[op]} {right!r}"] if op in words else None
+
+
+def _expected(value: SysctlValue, told: str, accepted: list[Any]) -> list[str]:
+    # True is an int to Python, so it compares as 1, but a kernel takes no such word.
+    texts = [str(int(one) if isinstance(one, bool) else one) for one in accepted]
+    shown = " or ".join(texts[:SAMPLES_SHOWN]) or "nothing"
+    more = len(texts) - SAMPLES_SHOWN
+    lines = [f"{told}, expected {shown}" + (f" or one of {more} more" if more > 0 else "")]
+    if any(value == one for one in accepted):
+        lines.append("a set does not find a number among texts: use a tuple or a list")
+    elif any(value == " ".join(text.split()) for text in texts):
+        lines.append("white space between numbers is one space here")
+    elif accepted and isinstance(accepted[0], (int, str)):
+        lines.append(_set_it(value.key, texts[0]))
+    return lines
+
+
+def _set_it(key: str, value: str) -> str:
+    return f"to set it: sysctl -w {key}={shlex.quote(value)}"
 
 
 def _judge_cluster(cluster: Cluster, ids: Iterable[str]) -> None:
@@ -231,13 +274,13 @@ def _weakness(result: Any) -> list[str]:
     """Why zero failures would prove nothing; empty where they do."""
     if getattr(result, "verdict", "") == "inconclusive":
         return list(result.reasons)
-    results = getattr(result, "results", result)
-    problems = list(results.problems)
-    if not results.finished:
-        problems.append("the client did not come to its end")
-    if not results.connections:
-        problems.append("the client made no connection")
-    return problems
+    from pytest_ipvs.rollout.power import own_limit_share
+    from pytest_ipvs.rollout.verdict import client_reasons
+
+    # A rollout's verdict has judged its client by the policy already.
+    judged = hasattr(result, "verdict")
+    share = 1.0 if judged else own_limit_share(None)
+    return client_reasons(getattr(result, "results", result), share)
 
 
 def _samples(result: Any, name: str) -> list[str]:

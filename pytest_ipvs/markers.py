@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from pytest_ipvs.selectors import LabelSelector
 
 if TYPE_CHECKING:
-    import pytest
-
     from pytest_ipvs.ipvs.objects import Node
 
 PHASES = ("before", "during", "after")
+# All that kube-proxy has ever had; userspace went away with 1.26.
+MODES = ("ipvs", "iptables", "nftables", "kernelspace", "userspace")
 ROLE_PREFIX = "node-role.kubernetes.io/"
 _ARGUMENTS = {
     "ipvs_nodes": ("role", "selector", "names", "kernel"),
@@ -82,6 +84,21 @@ def problems(item: pytest.Item) -> list[str]:
     return found
 
 
+def refuse_wrong(items: list[pytest.Item], worker: dict[str, Any] | None) -> None:
+    """Raise ``UsageError`` with every wrong marker of a run.
+
+    On a worker of pytest-xdist nothing is raised, because its controller would take that for a
+    crash: no test is left there, and ``worker``, what it tells its controller, gets the sentences.
+    """
+    found = list(dict.fromkeys(problem for item in items for problem in problems(item)))
+    if not found:
+        return
+    if worker is None:
+        raise pytest.UsageError(*found)
+    worker["ipvs_refused"] = found
+    items.clear()
+
+
 def _only_keywords(mark: pytest.Mark) -> str | None:
     allowed = _ARGUMENTS[mark.name]
     expected = f"expected {', '.join(allowed[:-1])} or {allowed[-1]}"
@@ -108,6 +125,13 @@ def _text(value: object) -> str:
     return value
 
 
+def _mode(value: object) -> str:
+    # A text that no kube-proxy reports would skip the test on every run.
+    if value not in MODES:
+        raise ValueError(f"{value!r}, expected one of {', '.join(MODES)}")
+    return str(value)
+
+
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{value!r}, expected True or False")
@@ -128,7 +152,7 @@ _READERS: dict[tuple[str, str], Callable[[object], object]] = {
     ("ipvs_nodes", "selector"): LabelSelector.parse,
     ("ipvs_nodes", "names"): _names,
     ("ipvs_nodes", "kernel"): VersionRange.parse,
-    ("ipvs_requires", "mode"): _text,
+    ("ipvs_requires", "mode"): _mode,
     ("ipvs_requires", "kubernetes"): VersionRange.parse,
     ("ipvs_requires", "kube_proxy"): VersionRange.parse,
     ("ipvs_requires", "kernel"): VersionRange.parse,
@@ -171,6 +195,12 @@ def _check_phase(mark: pytest.Mark) -> str | None:
 def _check_id(mark: pytest.Mark) -> str | None:
     if mark.kwargs or len(mark.args) != 1 or not isinstance(mark.args[0], str):
         return "got something else than one text, expected a check id such as 'TB-01'"
+    # Not above: most runs have no such marker, and the catalogue takes a while to import.
+    from pytest_ipvs.checks import CATALOGUE
+
+    check = mark.args[0]
+    if check not in CATALOGUE:
+        return f"got {check!r}, expected an id that --ipvs-list-checks shows, such as 'TB-01'"
     return None
 
 
@@ -178,6 +208,11 @@ def _check_group(mark: pytest.Mark) -> str | None:
     # A keyword, because that is what pytest's -m can compare with.
     if mark.args or set(mark.kwargs) != {"name"} or not isinstance(mark.kwargs["name"], str):
         return "got something else than name=, expected a group such as name='TB'"
+    from pytest_ipvs.checks import CATALOGUE
+
+    groups = dict.fromkeys(check.group for check in CATALOGUE.values())
+    if mark.kwargs["name"] not in groups:
+        return f"got name={mark.kwargs['name']!r}, expected one of {', '.join(groups)}"
     return None
 
 

@@ -7,7 +7,7 @@ configured cluster needs is imported when one is configured, and lives in `pytes
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -112,15 +112,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.pluginmanager.unregister(active)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+# A wrapper, so that nobody reads a marker's arguments before they are known to be right.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, object, object]:
     """Refuse wrong marker arguments, with or without a cluster."""
-    marked = [item for item in items if any(m.name[:5] == "ipvs_" for m in item.iter_markers())]
-    if marked:
-        from pytest_ipvs.markers import problems
+    if any(mark.name[:5] == "ipvs_" for item in items for mark in item.iter_markers()):
+        from pytest_ipvs.markers import refuse_wrong
 
-        found = list(dict.fromkeys(problem for item in marked for problem in problems(item)))
-        if found:
-            raise pytest.UsageError(*found)
+        refuse_wrong(items, getattr(config, "workeroutput", None))
+    return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Under pytest-xdist: refuse the markers that a worker found wrong."""
+    if found := getattr(node, "workeroutput", {}).get("ipvs_refused"):
+        raise pytest.UsageError(*found)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -134,8 +143,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """Explain ``node.table == other.table``; by name, because most runs never import the class."""
+    """Explain tables and sysctls; by name, because most runs never import the classes."""
     names = {f"{type(side).__module__}.{type(side).__qualname__}" for side in (left, right)}
+    if "pytest_ipvs.cluster.handle.SysctlValue" in names:
+        from pytest_ipvs.assertions import explain_sysctl
+
+        return explain_sysctl(op, left, right)
     if op == "==" and names == {"pytest_ipvs.ipvs.tables.Table"}:
         from pytest_ipvs.report.tables import explain_difference
 

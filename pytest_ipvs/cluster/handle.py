@@ -23,6 +23,8 @@ MAX_AGE = 1.0
 MAX_CONNECTIONS = 20_000
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/:@-]*(\.[A-Za-z0-9_][A-Za-z0-9_/:@-]*)+\Z")
+# One number as the kernel writes it: Python's int() takes more, such as "1_0".
+_NUMBER = re.compile(r"-?[0-9]+\Z")
 
 
 class NodeHandle:
@@ -97,8 +99,11 @@ class NodeHandle:
         return facts.table
 
     @property
-    def sysctl(self) -> Mapping[str, str]:
-        """Sysctls by full dotted key; one that the facts don't have is read from the node."""
+    def sysctl(self) -> Mapping[str, SysctlValue]:
+        """Sysctls by full dotted key; one that the facts don't have is read from the node.
+
+        A value is a text that equals its number too: ``sysctl[key] == 1``.
+        """
         return _Sysctls(self)
 
     def connections(
@@ -166,12 +171,43 @@ class NodeHandle:
         return " ".join(output.stdout.split())
 
 
-class _Sysctls(Mapping[str, str]):
+class SysctlValue(str):
+    """What a sysctl was on a node: its text, with runs of white space as one space.
+
+    It equals a number too where the whole text is that number, as ``sysctl[key] == 1`` reads.
+    Its hash is the text's, so a number is not found in a set or a dictionary.
+    """
+
+    __slots__ = ("key", "node")
+
+    key: str
+    node: str
+
+    def __new__(cls, text: str, key: str, node: str) -> SysctlValue:
+        value = super().__new__(cls, text)
+        value.key, value.node = key, node
+        return value
+
+    def __getnewargs__(self) -> tuple[str, str, str]:  # type: ignore[override]
+        return str(self), self.key, self.node
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, int):
+            return _NUMBER.match(self) is not None and int(self) == other
+        return str.__eq__(self, other) is True
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+class _Sysctls(Mapping[str, SysctlValue]):
     def __init__(self, handle: NodeHandle) -> None:
         self._handle = handle
 
-    def __getitem__(self, key: str) -> str:
-        return self._handle._sysctl(key)
+    def __getitem__(self, key: str) -> SysctlValue:
+        return SysctlValue(self._handle._sysctl(key), key, self._handle.name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._handle.facts.sysctls)

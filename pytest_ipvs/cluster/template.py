@@ -10,7 +10,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from string import Formatter
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pytest_ipvs.cluster.errors import ClusterError, NodeUnreachableError
 from pytest_ipvs.ipvs.objects import Node
@@ -31,6 +31,20 @@ SCHEMES = (
     "local",
 )
 SSH_SCHEMES = ("ssh", "safe-ssh")
+
+# What testinfra reads of a query. It leaves out every other key without a word, so that a
+# mistyped "sudo" would be no sudo.
+_QUERY = ("sudo", "sudo_user")
+_SSH_QUERY = ("ssh_config", "ssh_identity_file", "timeout", "controlpersist")
+_QUERIES = {
+    "ssh": _SSH_QUERY,
+    "safe-ssh": _SSH_QUERY,
+    "kubectl": ("namespace", "container", "kubeconfig", "context"),
+    "openshift": ("namespace", "container", "kubeconfig"),
+}
+# Whose name may be more than a plain word: lxc has "remote:name", chroot takes a directory.
+_FREE_NAMES = ("lxc", "chroot")
+MAX_PORT = 65535
 
 # No leading "-": ssh and docker would take it for an option.
 _WORD = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\Z")
@@ -64,11 +78,13 @@ class Template:
                     field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
                 )
                 known = ", ".join(f"{{{name}}}" for name in FIELDS)
+                # A brace of a password is no field that may be shown.
+                name = f"{{{wrong}}}" if f"{{{wrong}" in shown else "a field before the @"
                 raise ClusterError(
-                    f"{origin} is {shown!r}, but {{{wrong}}} is not known, expected {known}"
+                    f"{origin} is {shown!r}, but {name} is not known, expected {known}"
                 )
             used.append(field)
-        scheme, separator, rest = text.partition("://")
+        scheme, separator, _ = text.partition("://")
         if not separator or scheme not in SCHEMES:
             raise ClusterError(
                 f"{origin} is {shown!r}, expected a testinfra URI with one of "
@@ -76,9 +92,10 @@ class Template:
             )
         if any(character.isspace() or not character.isprintable() for character in text):
             raise ClusterError(f"{origin} is {shown!r}, expected a URI without spaces")
-        if scheme != "local" and not rest.partition("?")[0]:
-            raise ClusterError(f"{origin} is {shown!r}, expected a host after {scheme}://")
-        return cls(text=text, scheme=scheme, fields=tuple(dict.fromkeys(used)), origin=origin)
+        template = cls(text=text, scheme=scheme, fields=tuple(dict.fromkeys(used)), origin=origin)
+        if expected := _missed(scheme, template.uri(_ANY_NODE)):
+            raise ClusterError(f"{origin} is {shown!r}, expected {expected}")
+        return template
 
     @property
     def distinguishes_nodes(self) -> bool:
@@ -120,14 +137,79 @@ def _is_address(value: str) -> bool:
     return "%" not in value
 
 
-def redacted(uri: str) -> str:
-    """The URI without a password ("ssh://root:…@host")."""
+# A node that has everything: what its URI is refused for, the URI of each node would be.
+_ANY_NODE = Node(
+    name="node", internal_ips=("192.0.2.1",), external_ips=("192.0.2.2",), hostname="node"
+)
+
+
+def _missed(scheme: str, uri: str) -> str:
+    """What was expected where testinfra can't use a URI as it was meant, or "".
+
+    It shows nothing of the URI: any part may be of a password that was written without %.
+    """
     try:
-        netloc = urlsplit(uri).netloc
+        parts = urlsplit(uri)
     except ValueError:
-        netloc = ""
-    user, at, _ = netloc.rpartition("@")
-    if at and ":" in user:
-        return uri.replace(f"{user}@", f"{user.partition(':')[0]}:…@", 1)
-    # urlsplit refuses some malformed URIs: rather lose text than show a password.
-    return re.sub(r"://([^:/@]*):[^/@]*@", r"://\1:…@", uri)
+        return "a host, or an IPv6 address in brackets, and other brackets as %5B and %5D"
+    if scheme != "local":
+        if "@" in parts.netloc.partition("@")[2]:
+            return "one @, before the host, and others as %40"
+        if not parts.netloc:
+            return f"a host after {scheme}://"
+        problem = _ssh_host(parts.netloc) if scheme in SSH_SCHEMES else _name(scheme, parts.netloc)
+        if problem:
+            # A / or # or ? in a password ends what testinfra takes for the host.
+            cut = "@" in uri.partition(parts.netloc)[2]
+            return problem + (", and / # ? before the @ as %2F %23 %3F" if cut else "")
+        if parts.path.strip("/") or parts.fragment:
+            return "nothing but ? and its options after the host"
+    return _query(scheme, parts.query)
+
+
+def _ssh_host(netloc: str) -> str:
+    place = netloc.rpartition("@")[2]
+    if place.startswith("["):
+        address, _, port = place[1:].partition("]")
+        fits = ":" in address and _is_address(unquote(address).partition("%")[0])
+        fits = fits and port[:1] in ("", ":")
+        port = port[1:]
+    else:
+        host, _, port = place.partition(":")
+        fits = bool(_WORD.match(unquote(host)))
+    if not fits:
+        return "a plain host name or address, an IPv6 address in brackets"
+    # No number at all leaves the port to ssh.
+    number = port.isascii() and port.isdecimal() and 1 <= int(port) <= MAX_PORT
+    return "" if number or not port else f"a port from 1 to {MAX_PORT} after the host"
+
+
+def _name(scheme: str, netloc: str) -> str:
+    with_user = scheme in ("docker", "podman")
+    name = netloc.rpartition("@")[2] if with_user else netloc
+    fits = not name.startswith("-") if scheme in _FREE_NAMES else _WORD.match(name)
+    return "" if name and fits else f"a plain name after {scheme}://"
+
+
+def _query(scheme: str, text: str) -> str:
+    known = (*_QUERY, *_QUERIES.get(scheme, ()))
+    for key, value in parse_qsl(text, keep_blank_values=True):
+        if key not in known:
+            return f"only {', '.join(known)} after the ?"
+        if key == "sudo" and value.lower() not in ("true", "false"):
+            return "true or false for sudo"
+        whole = value.isascii() and value.isdecimal()
+        if key in ("timeout", "controlpersist") and not whole:
+            return f"whole seconds for {key}"
+        if not value:
+            return f"a value for {key}"
+    return ""
+
+
+def redacted(uri: str) -> str:
+    """The URI without a password ("ssh://root:…@host").
+
+    A password may have any sign, also those that end a host in a URI. So everything up to the
+    last @ goes: rather lose text than show a password.
+    """
+    return re.sub(r"://([^:]*):.*@", r"://\1:…@", uri, flags=re.DOTALL)

@@ -16,9 +16,15 @@ def judge(
     policy: Any,
     *,
     fresh: Results | None = None,
+    unseen: str = "",
 ) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict and its reasons, the worst first. ``policy`` is a `policy.Policy`."""
-    weak = [*_client_reasons(results, own_limit_share(policy)), *_record_reasons(timeline)]
+    """The verdict and its reasons, the worst first. ``policy`` is a `policy.Policy`.
+
+    ``unseen``: why the ports that the client used again are no re-used tuples to IPVS (see
+    `PortWatch`), "" where nothing says so.
+    """
+    weak = [*client_reasons(results, own_limit_share(policy)), *_record_reasons(timeline)]
+    weak += [unseen] if unseen else []
     weak += _power_reasons(results, timeline, policy)
     if fresh is not None and not since_removal(fresh, timeline).connections:
         weak.append("no connection with a fresh source port was made after the old pods left")
@@ -49,7 +55,8 @@ def starved_timeouts(results: Results, timeline: Timeline) -> int:
     )
 
 
-def _client_reasons(results: Results, share: float) -> list[str]:
+def client_reasons(results: Results, share: float) -> list[str]:
+    """Why what a client saw proves little; ``share`` of its connections may be its own limits."""
     reasons = list(results.problems)
     if not results.finished:
         reasons.append("the client did not come to its end, so its last words are missing")

@@ -153,9 +153,12 @@ def restarting(lab: RunningLab, namespace: str) -> bool:
     return web is not None and web["metadata"]["generation"] > 1
 
 
-def test_pytest_is_interrupted(lab: RunningLab, eventually: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_pytest_is_interrupted(
+    lab: RunningLab, eventually: Callable[..., Any], number: signal.Signals
+) -> None:
     with suite_under_way(lab, eventually) as (process, _):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
     assert "passed" not in output.splitlines()[-1]

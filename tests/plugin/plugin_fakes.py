@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pytest_ipvs.cluster.errors import ClusterError
+from pytest_ipvs.cluster.handle import SysctlValue
 from pytest_ipvs.cluster.model import NodeDetails, NodeFacts, ProxyFacts, ProxyObjects, Snapshot
 from pytest_ipvs.ipvs.objects import Node, Service
 from pytest_ipvs.ipvs.tables import Table, parse_table
@@ -135,7 +136,9 @@ class FakeCluster:
         return (self.snapshot(details=details), self.snapshot())
 
     def node(self, name: str) -> Any:
-        return SimpleNamespace(name=name, facts=self._facts(name), sysctl=self._facts(name).sysctls)
+        facts = self._facts(name)
+        sysctls = {key: SysctlValue(text, key, name) for key, text in facts.sysctls.items()}
+        return SimpleNamespace(name=name, facts=facts, sysctl=sysctls)
 
     def close(self) -> None:
         pass

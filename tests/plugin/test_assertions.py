@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +136,13 @@ def test_client_alone_must_have_worked() -> None:
     assert text == "inconclusive: the client made no connection"
 
 
+@pytest.mark.parametrize("check", [assert_no_connection_failures, assert_no_slow_connects])
+def test_a_client_alone_that_met_its_own_limits_proves_nothing(check: Callable[..., None]) -> None:
+    limited = replace(results().seconds[0], due=1000, classes={"ok": 1, "no_port": 999})
+    text = failure(check, replace(results(), seconds=(limited,)))
+    assert text.startswith("inconclusive: the client's own limits kept 999 of 1000 connections")
+
+
 def test_no_slow_connects() -> None:
     assert_no_slow_connects(result())
     text = failure(assert_no_slow_connects, result(resent=2))
@@ -160,6 +168,8 @@ def test_affinity_follows_endpoints() -> None:
         assert_affinity_follows_endpoints, result(affinity=True, failing={"no_route": 5})
     )
     assert text.startswith("PS-02: ")
+    text = failure(assert_affinity_follows_endpoints, result(affinity=False))
+    assert "session affinity: the Service of this rollout has none" in text
 
 
 def server(*, gone_at: float | None) -> ServerTrace:

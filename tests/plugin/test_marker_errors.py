@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+
+from pytest_ipvs.markers import MODES
 
 WRONG = (
     (
@@ -25,6 +29,15 @@ WRONG = (
     ("ipvs_disruptive('yes')", "marker ipvs_disruptive got 'yes', expected no argument"),
     ("ipvs_phase('later')", "marker ipvs_phase got 'later', expected one of before, during, *"),
     ("ipvs_check(1)", "marker ipvs_check got something else than one text, *"),
+    (
+        "ipvs_requires(mode='ipv')",
+        "marker ipvs_requires got mode='ipv', expected one of ipvs, iptables, nftables, *",
+    ),
+    (
+        "ipvs_check('ZZ-99')",
+        "marker ipvs_check got 'ZZ-99', expected an id that --ipvs-list-checks shows, *",
+    ),
+    ("ipvs_group(name='ZZ')", "marker ipvs_group got name='ZZ', expected one of SY, *"),
 )
 
 
@@ -61,6 +74,24 @@ def test_every_wrong_marker_is_named_once(pytester: pytest.Pytester) -> None:
     assert len([line for line in result.errlines if line.startswith("ERROR: ")]) == 2
 
 
+@pytest.mark.parametrize("marker", ["ipvs_check()", "ipvs_check('ZZ-99')"])
+def test_wrong_check_is_refused_before_checks_are_chosen(
+    cluster_run: Callable[..., pytest.RunResult], marker: str
+) -> None:
+    result = cluster_run(
+        f"import pytest\n@pytest.mark.{marker}\ndef test_it(): pass", "--ipvs-checks", "TB"
+    )
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: test_it.py:2: marker ipvs_check got *"])
+
+
+def test_every_mode_of_kube_proxy_may_be_required(pytester: pytest.Pytester) -> None:
+    marks = "\n".join(f"@pytest.mark.ipvs_requires(mode={mode!r})" for mode in MODES)
+    pytester.makepyfile(f"import pytest\n{marks}\ndef test_it(): pass")
+    result = pytester.runpytest_inprocess("--collect-only")
+    assert result.ret == 0
+
+
 def test_right_markers_pass_strictly(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
@@ -69,6 +100,7 @@ def test_right_markers_pass_strictly(pytester: pytest.Pytester) -> None:
         @pytest.mark.ipvs_nodes(role="worker", selector="a=b", names=["n"], kernel=">=5.9")
         @pytest.mark.ipvs_phase("before")
         @pytest.mark.ipvs_check("TB-01")
+        @pytest.mark.ipvs_group(name="TB")
         def test_it(): pass
         """
     )

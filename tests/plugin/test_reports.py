@@ -49,6 +49,14 @@ def test_different_faults_stay_apart_and_worst_is_first() -> None:
     assert "(warn)" in explain("SY-02", "", [warning])
 
 
+def test_evidence_of_one_finding_is_told_as_such() -> None:
+    first = replace(FINDING, evidence="virtual server 192.0.2.1:30080/TCP")
+    second = replace(FINDING, evidence="virtual server 10.244.1.1:30080/TCP")
+    text = explain("TB-10", "", [first, second])
+    assert "virtual server 192.0.2.1:30080/TCP (the first of 2 findings)" in text
+    assert "of 2 findings" not in explain("TB-10", "", [first, replace(second, node="node-2")])
+
+
 def test_many_findings_are_cut() -> None:
     many = [replace(FINDING, object=f"object {n}") for n in range(25)]
     assert "… and 5 more findings of SY-02" in explain("SY-02", "", many)

@@ -57,6 +57,10 @@ def refused(result: pytest.RunResult, sentence: str) -> None:
             "*--ipvs-connect*nmae*",
         ),
         (("--ipvs-kubeconfig", "KUBECONFIG", "--ipvs-connect", "shh://{name}"), "*shh://*"),
+        (
+            ("--ipvs-kubeconfig", "KUBECONFIG", "--ipvs-connect", "ssh://a:secret-token@{name}:x"),
+            "--ipvs-connect is 'ssh://a:…@{name}:x', expected a port from 1 to 65535 after *",
+        ),
         (("--ipvs-kubeconfig", "KUBECONFIG"), "*127.0.0.1*"),
         (("--ipvs-jobs", "many"), "--ipvs-jobs is 'many', expected a whole number *"),
         (("--ipvs-lab", "--ipvs-context", "x"), "*contradict each other*"),

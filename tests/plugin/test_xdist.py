@@ -71,6 +71,32 @@ def test_rows_come_from_workers(cluster_run: Run) -> None:
     )
 
 
+WRONG = """
+import pytest
+
+@pytest.mark.ipvs_nodes(rol="x")
+@pytest.mark.parametrize("number", range(4))
+def test_it(number): open("ran", "w").close()
+
+def test_other(): open("ran", "w").close()
+"""
+
+
+@pytest.mark.parametrize("cluster", [(), ("--ipvs-kubeconfig", "config")])
+@pytest.mark.parametrize("dist", ["load", "loadscope", "worksteal"])
+def test_wrong_marker_is_one_sentence(
+    cluster_run: Run, pytester: pytest.Pytester, cluster: tuple[str, ...], dist: str
+) -> None:
+    options = (*TWO_WORKERS, "--dist", dist)
+    result = cluster_run(WRONG, *options, subprocess=True, cluster=cluster)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    sentence = "marker ipvs_nodes got the unknown argument 'rol', expected role, selector, names *"
+    assert len([line for line in result.errlines if line.strip()]) == 1
+    result.stderr.fnmatch_lines([f"ERROR: test_it.py:3: {sentence}"])
+    assert "INTERNALERROR" not in result.stdout.str()
+    assert not Path(pytester.path, "ran").exists()
+
+
 def test_one_disruption_at_a_time(cluster_run: Run, pytester: pytest.Pytester) -> None:
     result = cluster_run(
         """
