@@ -17,7 +17,7 @@ MIRROR = "kubernetes.io/config.mirror"
 POLL_SECONDS = 1.0
 UNCORDON_TRIES = 5
 
-_CORDONED: dict[str, ApiLike] = {}
+_CORDONED: dict[str, tuple[ApiLike, str]] = {}
 
 
 def pods_on(api: ApiLike, node: str) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ def cordon(api: ApiLike, node: str, holder: str) -> None:
     spec = api.get(f"/api/v1/nodes/{node}").get("spec") or {}
     if spec.get("unschedulable"):
         raise RolloutError(f"node {node} is cordoned already, expected a node in use")
-    _CORDONED[node] = api
+    _CORDONED[node] = api, holder
     api.patch(
         f"/api/v1/nodes/{node}",
         {
@@ -84,6 +84,19 @@ def cordon(api: ApiLike, node: str, holder: str) -> None:
             "spec": {"unschedulable": True},
         },
     )
+
+
+def release(api: ApiLike, node: str, holder: str, say: Say, pause: Callable[[float], None]) -> None:
+    """Uncordon a node that we cordoned, unless another run has taken it over meanwhile."""
+    try:
+        annotations = api.get(f"/api/v1/nodes/{node}")["metadata"].get("annotations") or {}
+        ours = annotations.get(CORDONED_BY) == holder
+    except Exception:  # better uncordoned once too often
+        ours = True
+    if ours:
+        uncordon(api, node, say, pause)
+    else:
+        _CORDONED.pop(node, None)
 
 
 def uncordon(api: ApiLike, node: str, say: Say, pause: Callable[[float], None]) -> None:
@@ -104,8 +117,8 @@ def uncordon(api: ApiLike, node: str, say: Say, pause: Callable[[float], None]) 
 
 @atexit.register
 def _uncordon_all() -> None:
-    for node, api in list(_CORDONED.items()):
-        uncordon(api, node, lambda _: None, lambda _: None)
+    for node, (api, holder) in list(_CORDONED.items()):
+        release(api, node, holder, lambda _: None, lambda _: None)
 
 
 def uncordon_stale(api: ApiLike, say: Say, pause: Callable[[float], None]) -> list[str]:

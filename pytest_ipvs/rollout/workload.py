@@ -31,6 +31,8 @@ ORPHAN_SECONDS = 600.0
 """A namespace of ours without a lease is one whose making was cut short: removed after this."""
 
 POLL_SECONDS = 1.0
+WATCH_SECONDS = 5.0
+"""Between two looks at the lease of a namespace that seems to be a dead run's."""
 
 
 class PodPlace(NamedTuple):
@@ -169,7 +171,7 @@ class Workload:
         """Make everything and wait until all pods are ready; nothing is left if that fails."""
         if not self._cluster.settings.allow_disruption:
             raise DisruptionNotAllowed("a throw-away workload")
-        remove_stale(self._api, self.say)
+        remove_stale(self._api, self.say, self.pause)
         self.say(f"making namespace {self.namespace} with a Deployment and a Service")
         try:
             self._own.create()
@@ -222,29 +224,44 @@ class Workload:
         self.remove()
 
 
-def remove_stale(api: ApiLike, say: Say = silent) -> list[str]:
-    """Remove namespaces of ours whose run has died: their lease was not renewed in time."""
-    removed = []
+def remove_stale(
+    api: ApiLike, say: Say = silent, pause: Callable[[float], None] = time.sleep
+) -> list[str]:
+    """Remove namespaces of ours whose run has died: their lease was not renewed in time.
+
+    By our clock, and then while we watch them for as long: clocks of two machines may differ.
+    """
+    found: dict[str, str] = {}
     label = f"app.kubernetes.io/managed-by={MANAGED_BY}"
     for namespace in list(api.items("/api/v1/namespaces", labelSelector=label)):
         name = str(namespace["metadata"]["name"])
         # A label alone is too little to delete somebody's namespace by.
         if not name.startswith(PREFIX) or namespace["metadata"].get("deletionTimestamp"):
             continue
-        if _abandoned(api, name, str(namespace["metadata"].get("creationTimestamp", ""))):
-            say(f"removing namespace {name}, left behind by a run that died")
-            delete_namespace(api, name)
-            removed.append(name)
-    return removed
+        created = str(namespace["metadata"].get("creationTimestamp", ""))
+        renewed = _renewed(api, name)
+        if age_of(renewed or created) > (LEASE_SECONDS if renewed else ORPHAN_SECONDS):
+            found[name] = renewed
+    # One without a lease has no owner that could renew it, and its age is the server's.
+    if leased := [name for name, renewed in found.items() if renewed]:
+        say(f"watching for {LEASE_SECONDS} s whether {', '.join(leased)} is in use by another run")
+        for _ in range(math.ceil(LEASE_SECONDS / WATCH_SECONDS)):
+            pause(WATCH_SECONDS)
+            found = {name: old for name, old in found.items() if _renewed(api, name) == old}
+            if not any(found.values()):
+                break
+    for name in found:
+        say(f"removing namespace {name}, left behind by a run that died")
+        delete_namespace(api, name)
+    return list(found)
 
 
-def _abandoned(api: ApiLike, namespace: str, created: str) -> bool:
+def _renewed(api: ApiLike, namespace: str) -> str:
+    """When its owner renewed its lease, as text; "" without a lease."""
     try:
         path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{LEASE}"
-        spec = api.get(path).get("spec") or {}
+        return str((api.get(path).get("spec") or {}).get("renewTime") or "")
     except Exception as error:
         if getattr(error, "status", None) != 404:
             raise
-        return age_of(created) > ORPHAN_SECONDS
-    limit = float(spec.get("leaseDurationSeconds") or LEASE_SECONDS)
-    return age_of(str(spec.get("renewTime") or created)) > limit
+        return ""

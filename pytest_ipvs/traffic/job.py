@@ -11,6 +11,7 @@ import json
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any, ClassVar
@@ -146,16 +147,19 @@ class JobRun(TrafficRun):
             for path, body in manifests(self.place, self.plan, self.namespace.name):
                 self.api.create(path, body)
             self._wait_started(timeout)
-        except TrafficError:
-            self.abort()
-            raise
-        except Exception as error:
-            self.abort()
+        except BaseException as error:
+            self._let_go()
+            self.namespace.remove_after(error)
+            if isinstance(error, TrafficError) or not isinstance(error, Exception):
+                raise
             raise TrafficError(f"clients cannot run as a Job: {error}") from error
-        except BaseException:
-            self.abort()
-            raise
         return self
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes of the pods, that with most of them first."""
+        count = Counter(follower.node for follower in self._followers.values() if follower.node)
+        return tuple(sorted(count, key=lambda name: (-count[name], name)))
 
     def _pods(self) -> list[dict[str, Any]]:
         path = f"/api/v1/namespaces/{self.namespace.name}/pods"
@@ -249,11 +253,14 @@ class JobRun(TrafficRun):
 
     def abort(self) -> None:
         """Remove the namespace and all that is in it, whatever state it is in."""
+        self._let_go()
+        self.namespace.remove()
+
+    def _let_go(self) -> None:
         for follower in self._followers.values():
             if not follower.done.is_set():
                 follower.problem = follower.problem or f"client pod {follower.name} was given up"
                 follower.done.set()
-        self.namespace.remove()
 
 
 JobPlace.client_class = JobRun

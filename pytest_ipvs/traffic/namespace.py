@@ -39,8 +39,10 @@ class OwnNamespace:
         _ALIVE.add(self)
         metadata = {"name": self.name, "labels": LABELS}
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+        made = False
         try:
             self._api.create("/api/v1/namespaces", body)
+            made = True
             lease = {
                 "apiVersion": "coordination.k8s.io/v1",
                 "kind": "Lease",
@@ -52,8 +54,11 @@ class OwnNamespace:
                 },
             }
             self._api.create(self._leases, lease)
-        except BaseException:
-            self.remove()
+        except BaseException as error:
+            if not made and isinstance(error, Exception) and not may_pass(error):
+                # The server refused: there is nothing of ours to delete.
+                _ALIVE.discard(self)
+            self.remove_after(error)
             raise
         self._renewer.start()
 
@@ -82,6 +87,13 @@ class OwnNamespace:
             self._renewer.join()
         delete_namespace(self._api, self.name)
         _ALIVE.discard(self)
+
+    def remove_after(self, error: BaseException) -> None:
+        """Remove it because of an error, which stays the one that is told."""
+        try:
+            self.remove()
+        except Exception as failure:  # at our exit it is tried again
+            error.add_note(f"namespace {self.name} was not removed: {failure}")
 
 
 def delete_namespace(api: Any, name: str) -> None:

@@ -28,6 +28,12 @@ def place(cluster: Any, where: str | None = None, *, avoid: Sequence[str] = ()) 
     or restarted, on which no client may be. Raises `TrafficError`.
     """
     where = where or cluster.settings.client
+    known = sorted(node.name for node in cluster.nodes) if avoid else []
+    # A name that is misspelt would keep nobody away.
+    if unknown := sorted(set(avoid) - set(known)):
+        raise TrafficError(
+            f"the client should avoid node {unknown[0]!r}, expected one of {', '.join(known)}"
+        )
     if where == "job" or where.startswith("job:"):
         return _job(cluster, where, avoid)
     if where == "local":
@@ -38,7 +44,8 @@ def place(cluster: Any, where: str | None = None, *, avoid: Sequence[str] = ()) 
         free = [node for node in cluster.nodes if node.name not in avoid]
         nodes = sorted(free, key=lambda node: (not node.ready, bool(node.taints)))
         if not nodes:
-            raise TrafficError("the client should run on a node, but no node is selected")
+            left = "all selected ones are to be avoided" if avoid else "no node is selected"
+            raise TrafficError(f"the client should run on a node, but {left}")
         name = nodes[0].name
         return Place(cluster.pool.host(name), f"node {name}", name)
     if where.startswith("node:"):
@@ -47,6 +54,10 @@ def place(cluster: Any, where: str | None = None, *, avoid: Sequence[str] = ()) 
         if name not in known:
             raise TrafficError(
                 f"the client should run on node {name!r}, expected one of {', '.join(known)}"
+            )
+        if name in avoid:
+            raise TrafficError(
+                f"the client should run on node {name!r}, which it should avoid: expected another"
             )
         return Place(cluster.pool.host(name), f"node {name}", name)
     if "://" not in where:

@@ -157,6 +157,64 @@ def test_what_an_absent_api_server_keeps_is_removed_later(world: World) -> None:
     assert world.objects == {}
 
 
+def test_a_disruption_that_may_not_have_been_alone_is_never_a_pass(
+    world: World, leaves_nothing: Any
+) -> None:
+    with run_of(world) as run:
+        leaves_nothing(run)
+        run.restart()
+        run._doubts.append("drain node-1: the Lease was lost")
+    assert run.verdict == "inconclusive"
+    assert run.reasons[-1] == "drain node-1: the Lease was lost"
+
+
+class Refusing:
+    """An API server without rights for us: it makes some kinds, and deletes nothing."""
+
+    def __init__(self, *made: str, status: int | None = 403) -> None:
+        self.made, self.status = made, status
+        self.calls: list[str] = []
+
+    def _refuse(self, what: str) -> Exception:
+        self.calls.append(what)
+        error = RuntimeError(f"no right to {what}")
+        error.status = self.status  # type: ignore[attr-defined]
+        return error
+
+    def create(self, path: str, body: Any) -> dict[str, Any]:
+        """POST."""
+        if body["kind"] not in self.made:
+            raise self._refuse(f"create a {body['kind']}")
+        return dict(body)
+
+    def delete(self, path: str, **_: Any) -> None:
+        """DELETE."""
+        raise self._refuse("delete")
+
+
+@pytest.mark.parametrize("status", [403, 409])
+def test_a_namespace_that_is_refused_is_not_deleted(status: int) -> None:
+    api = Refusing(status=status)
+    own = namespace_module.OwnNamespace(api)
+    with pytest.raises(RuntimeError, match="no right to create a Namespace"):
+        own.create()
+    assert api.calls == ["create a Namespace"]
+    assert not own.exists
+
+
+@pytest.mark.parametrize(("made", "status"), [(("Namespace",), 403), ((), None)])
+def test_the_first_error_of_a_namespace_is_told(made: tuple[str, ...], status: int | None) -> None:
+    api = Refusing(*made, status=status)
+    own = namespace_module.OwnNamespace(api)
+    refused = "Lease" if made else "Namespace"
+    with pytest.raises(RuntimeError, match=f"no right to create a {refused}") as told:
+        own.create()
+    assert told.value.__notes__ == [f"namespace {own.name} was not removed: no right to delete"]
+    # It is there, or may be: our exit tries again.
+    assert own.exists
+    namespace_module._ALIVE.discard(own)
+
+
 class Api:
     """Refuses to delete, some times."""
 

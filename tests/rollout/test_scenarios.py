@@ -1,15 +1,19 @@
-"""Scenarios on what a cluster shares: drain, kube-proxy's restart, and the Lease they hold."""
+"""Scenarios on what a cluster shares: drain and kube-proxy's restart."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from api_fake import LEASE, FakeApi, StatusError
 
 from pytest_ipvs.rollout import NotPossibleHere, RolloutError, at_once
-from pytest_ipvs.rollout import lease as lease_module
+from pytest_ipvs.rollout import scenarios as scenarios_module
 from pytest_ipvs.rollout.drain import (
     CORDONED_BY,
     blockers,
@@ -17,176 +21,19 @@ from pytest_ipvs.rollout.drain import (
     cordon,
     evict,
     is_ours,
+    release,
     uncordon,
     uncordon_stale,
 )
-from pytest_ipvs.rollout.lease import DisruptionLease
 from pytest_ipvs.rollout.proxies import find_proxy_pod, restart_proxy
+from pytest_ipvs.rollout.run import Rollout
+from pytest_ipvs.rollout.scenarios import Scenarios
 from pytest_ipvs.rollout.ways import parse
-from pytest_ipvs.traffic.namespace import micro_time
-
-LEASE = f"{lease_module.PATH}/{lease_module.NAME}"
-NAMESPACE = f"/api/v1/namespaces/{lease_module.NAMESPACE}"
-
-
-class StatusError(Exception):
-    """An answer of the API that is no success."""
-
-    def __init__(self, status: int, text: str = "") -> None:
-        super().__init__(text or str(status))
-        self.status = status
-
-
-class FakeApi:
-    """Objects by path; refusals as the test says."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, dict[str, Any]] = {}
-        self.refusals: dict[str, list[StatusError]] = {}
-        self.calls: list[tuple[str, str]] = []
-        self.pauses: list[float] = []
-        self.said: list[str] = []
-
-    def _call(self, verb: str, path: str) -> None:
-        self.calls.append((verb, path))
-        if waiting := self.refusals.get(f"{verb} {path}"):
-            raise waiting.pop(0)
-
-    def get(self, path: str, **_: Any) -> dict[str, Any]:
-        self._call("GET", path)
-        if path not in self.objects:
-            raise StatusError(404)
-        return copy.deepcopy(self.objects[path])
-
-    def items(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
-        for place, item in list(self.objects.items()):
-            under = place.rpartition("/")[0]
-            everywhere = path == "/api/v1/pods" and "/pods/" in place
-            node = (item.get("spec") or {}).get("nodeName")
-            if not everywhere and under != path:
-                continue
-            if query.get("fieldSelector") not in (None, f"spec.nodeName={node}"):
-                continue
-            labels = item["metadata"].get("labels") or {}
-            if "labelSelector" in query:
-                key, _, value = query["labelSelector"].partition("=")
-                if labels.get(key) != value:
-                    continue
-            yield item
-
-    def create(self, path: str, body: Any, **_: Any) -> dict[str, Any]:
-        if path.endswith("/eviction"):
-            self._call("POST", path)
-            self.objects.pop(path.removesuffix("/eviction"), None)
-            return {}
-        place = f"{path}/{body['metadata']['name']}"
-        self._call("POST", place)
-        if place in self.objects:
-            raise StatusError(409)
-        self.objects[place] = copy.deepcopy(body)
-        return dict(body)
-
-    def replace(self, path: str, body: Any, **_: Any) -> dict[str, Any]:
-        self._call("PUT", path)
-        self.objects[path] = copy.deepcopy(body)
-        return dict(body)
-
-    def patch(self, path: str, body: Any, **_: Any) -> dict[str, Any]:
-        self._call("PATCH", path)
-        item = self.objects[path]
-        for part, values in body.items():
-            for key, value in values.items():
-                if isinstance(value, dict):
-                    known = item[part].setdefault(key, {})
-                    known.update(value)
-                    item[part][key] = {k: v for k, v in known.items() if v is not None}
-                elif value is None:
-                    item[part].pop(key, None)
-                else:
-                    item[part][key] = value
-        return item
-
-    def delete(self, path: str, **_: Any) -> dict[str, Any]:
-        self._call("DELETE", path)
-        if self.objects.pop(path, None) is None:
-            raise StatusError(404)
-        return {}
-
-    def put_node(self, name: str, **spec: Any) -> None:
-        """A node."""
-        self.objects[f"/api/v1/nodes/{name}"] = {"metadata": {"name": name}, "spec": spec}
-
-    def put_pod(self, name: str, node: str, owner: str = "ReplicaSet", **change: Any) -> None:
-        """A pod of namespace "shop", or of the one given."""
-        namespace = change.pop("namespace", "shop")
-        owners = [{"kind": owner, "name": "o", "controller": True}] if owner else []
-        metadata = {"name": name, "namespace": namespace, "uid": change.pop("uid", name)}
-        metadata |= {"ownerReferences": owners, **change.pop("metadata", {})}
-        ready = {"conditions": [{"type": "Ready", "status": "True"}]}
-        self.objects[f"/api/v1/namespaces/{namespace}/pods/{name}"] = {
-            "metadata": metadata,
-            "spec": {"nodeName": node, **change},
-            "status": ready,
-        }
-
-    def lease(self) -> DisruptionLease:
-        """A run that wants to drain."""
-        return DisruptionLease(self, "drain node-2", self.said.append, pause=self.pauses.append)
 
 
 @pytest.fixture
 def api() -> FakeApi:
     return FakeApi()
-
-
-def test_the_lease_is_held_and_leaves_nothing(api: FakeApi) -> None:
-    with api.lease() as lease:
-        assert api.objects[LEASE]["spec"]["holderIdentity"] == lease.holder
-        assert NAMESPACE in api.objects
-    assert api.objects == {}
-
-
-def test_another_live_holder_is_one_sentence(api: FakeApi) -> None:
-    with (
-        api.lease() as first,
-        pytest.raises(RolloutError, match="expected one run at a time") as told,
-        api.lease(),
-    ):
-        pass
-    assert first.holder in str(told.value)
-    assert str(told.value).startswith("drain node-2 is refused: ")
-
-
-def test_a_dead_holder_is_followed(api: FakeApi) -> None:
-    with api.lease():
-        pass
-    old = {
-        "holderIdentity": "gone/1/x",
-        "leaseDurationSeconds": 60,
-        "renewTime": "2026-01-01T00:00:00Z",
-    }
-    api.objects[LEASE] = {"metadata": {"name": "disruption", "resourceVersion": "7"}, "spec": old}
-    with api.lease() as lease:
-        assert api.objects[LEASE]["spec"]["holderIdentity"] == lease.holder
-        assert api.objects[LEASE]["metadata"]["resourceVersion"] == "7"
-    assert api.said == ["taking over the Lease of gone/1/x, which has died"]
-
-
-def test_whoever_is_faster_has_it(api: FakeApi) -> None:
-    spec = {"leaseDurationSeconds": 0, "renewTime": "2026-01-01T00:00:00Z"}
-    api.objects[LEASE] = {"metadata": {"name": "disruption"}, "spec": spec}
-    api.refusals[f"PUT {LEASE}"] = [StatusError(409)]
-    with pytest.raises(RolloutError, match="another run is disrupting"), api.lease():
-        pass
-
-
-def test_a_namespace_that_is_going_away_is_waited_for(api: FakeApi) -> None:
-    ending = {"metadata": {"name": "pytest-ipvs", "deletionTimestamp": micro_time()}}
-    api.objects[NAMESPACE] = ending
-    api.refusals[f"POST {LEASE}"] = [StatusError(403)]
-    with api.lease():
-        pass
-    assert api.pauses == [1.0]
 
 
 def test_cordon_says_whose_it_is_and_uncordon_takes_it_back(api: FakeApi) -> None:
@@ -324,3 +171,222 @@ def test_changes_at_once_all_happen_and_the_first_error_is_raised() -> None:
     with pytest.raises(RolloutError, match="no"):
         at_once(lambda: done.append(1), fail, lambda: done.append(2))
     assert sorted(done) == [1, 2]
+
+
+class Run(Scenarios):
+    """A run whose record and client are nobody's."""
+
+    def __init__(self, api: FakeApi, *, entry: Any = (), clients: Any = (), pods: Any = ()) -> None:
+        nodes = [SimpleNamespace(name=name) for name in ("node-1", "node-2", "node-3")]
+        self._cluster = SimpleNamespace(api=api, nodes=nodes)  # type: ignore[assignment]
+        self._say, self.pause = api.said.append, api.pauses.append
+        self._timeout = 60.0
+        self._unfinished, self._doubts = [], []
+        self._recorder = SimpleNamespace(read_api=int, begin=str)  # type: ignore[assignment]
+        self._places = tuple(entry), frozenset(clients), frozenset(pods)
+        self.path = "/apis/apps/v1/namespaces/shop/deployments/web"
+        api.objects[self.path] = {"metadata": {"generation": 1}, "spec": {"replicas": 0}}
+        api.objects[self.path]["status"] = {"observedGeneration": 1}
+
+    @property
+    def target(self) -> Any:
+        """Its pods are those of namespace "shop"."""
+        pods = "/api/v1/namespaces/shop/pods"
+        return SimpleNamespace(path=self.path, pods=lambda api: api.items(pods))
+
+    @property
+    def over(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def entry_nodes(self) -> tuple[str, ...]:
+        """As the test says."""
+        return self._places[0]
+
+    @property
+    def client_nodes(self) -> frozenset[str]:
+        """As the test says."""
+        return self._places[1] | self._places[2]
+
+    @property
+    def client_pod_nodes(self) -> frozenset[str]:
+        """As the test says."""
+        return self._places[2]
+
+
+def three_nodes(api: FakeApi) -> None:
+    """Nodes with one pod of the target each."""
+    for number in (1, 2, 3):
+        api.put_node(f"node-{number}")
+        api.put_pod(f"web-{number}", f"node-{number}")
+
+
+def test_a_drain_keeps_away_from_the_clients_of_all_its_runs(api: FakeApi) -> None:
+    three_nodes(api)
+    run, other = Run(api, pods=["node-1"]), Run(api, clients=["node-2"])
+    run.alongside(other)
+    with pytest.raises(NotPossibleHere, match="no selected node but the client's own"):
+        Run(api, pods=["node-1", "node-2", "node-3"]).drain()
+    # Its own pods have gone for good by then: the target is at rest with none.
+    for name in ("web-1", "web-2"):
+        del api.objects[f"/api/v1/namespaces/shop/pods/{name}"]
+    assert run.drain() == "node-3"
+    assert "/api/v1/namespaces/shop/pods/web-3" not in api.objects
+
+
+def test_a_drain_that_would_evict_a_client_is_refused(api: FakeApi) -> None:
+    three_nodes(api)
+    with pytest.raises(RolloutError, match=r"without evicting a client, .* avoid=\['node-2'\]"):
+        Run(api, pods=["node-2"]).drain("node-2")
+    assert not [call for call in api.calls if call[0] != "LIST"]
+
+
+class Restarted(Exception):  # noqa: N818 - it is what happened
+    """On this node."""
+
+
+@pytest.mark.parametrize(
+    ("entry", "node", "expected"),
+    [
+        (("node-3", "node-1"), None, "node-3"),
+        (("elsewhere", "node-2"), None, "node-2"),
+        (("node-3",), "node-2", "node-2"),
+    ],
+)
+def test_the_kube_proxy_that_carries_the_traffic_is_restarted(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch, entry: Any, node: str | None, expected: str
+) -> None:
+    def found(_: Any, name: str) -> None:
+        raise Restarted(name)
+
+    monkeypatch.setattr(scenarios_module.proxies, "find_proxy_pod", found)
+    with pytest.raises(Restarted, match=expected):
+        Run(api, entry=entry).restart_kube_proxy(node)
+
+
+def test_a_node_that_nobody_knows_has_to_be_named(api: FakeApi) -> None:
+    # Where kube-proxy is no pod, naming a node would not help.
+    with pytest.raises(NotPossibleHere, match="is no pod of namespace kube-system"):
+        Run(api).restart_kube_proxy()
+    put_proxy(api, "kube-proxy-a")
+    with pytest.raises(RolloutError) as told:
+        Run(api).restart_kube_proxy()
+    assert str(told.value) == (
+        "restart_kube_proxy() needs node=, since no node is known to carry the traffic: expected "
+        "one of node-1, node-2, node-3"
+    )
+    with pytest.raises(RolloutError, match=r"since elsewhere is not selected: expected one of"):
+        Run(api, entry=["elsewhere"]).restart_kube_proxy()
+    assert not [call for call in api.calls if call[0] == "DELETE"]
+
+
+def test_a_rollout_knows_the_nodes_of_its_clients() -> None:
+    settings = SimpleNamespace(rate=1, source_ports=1, baseline=1, settle=1)
+    nodes = [SimpleNamespace(name=f"node-{n}", internal_ips=(f"10.0.0.{n}",)) for n in (1, 2)]
+    run: Any = Rollout(SimpleNamespace(settings=settings, nodes=nodes), "shop/web")  # type: ignore[arg-type]
+    run._target = SimpleNamespace(address="10.96.0.10")
+    run._main = SimpleNamespace()
+    assert (run.entry_nodes, run.client_nodes) == ((), frozenset())
+    run._main, run._fresh = SimpleNamespace(nodes=("b", "a")), SimpleNamespace(nodes=("c",))
+    way = SimpleNamespace(place=SimpleNamespace(node="d"), client=None, problem="")
+    run._ways = {"node-port@node:d": way}
+    assert run.entry_nodes == ("b", "a")
+    assert (run.client_pod_nodes, run.client_nodes) == (set("abc"), set("abcd"))
+    run._client_node = "e"
+    assert (run.entry_nodes, run.client_nodes) == (("e",), set("abcde"))
+    # Through a node's own address the traffic goes over that node, wherever it comes from.
+    run._target = SimpleNamespace(address="10.0.0.2")
+    assert run.entry_nodes == ("node-2",)
+
+
+def test_what_a_dead_run_cordoned_is_uncordoned_by_any_disruption(api: FakeApi) -> None:
+    three_nodes(api)
+    put_proxy(api, "kube-proxy-a")
+    node = api.objects["/api/v1/nodes/node-3"]
+    node["spec"]["unschedulable"] = True
+    node["metadata"]["annotations"] = {CORDONED_BY: "gone/1/x"}
+    run = Run(api, entry=["node-1"])
+
+    def next_one(_: float) -> None:
+        put_proxy(api, "kube-proxy-b")
+        for number in (1, 2, 3):
+            api.objects.pop(f"/api/v1/namespaces/shop/pods/web-{number}", None)
+
+    run.pause = next_one
+    assert run.restart_kube_proxy() == "node-1"
+    assert "unschedulable" not in node["spec"]
+    assert CORDONED_BY not in node["metadata"]["annotations"]
+
+
+def test_a_drain_whose_lease_is_lost_stops_and_is_no_pass(api: FakeApi) -> None:
+    three_nodes(api)
+    path = "/api/v1/namespaces/shop/pods/web-3/eviction"
+    api.refusals[f"POST {path}"] = [StatusError(429, "no budget")]
+    run, other = Run(api), Run(api)
+    run.alongside(other)
+
+    def lose(_: float) -> None:
+        assert run._lease is not None
+        api.taken_over("b")
+        run._lease._renew_once()
+
+    run.pause = lose
+    with pytest.raises(RolloutError, match="was lost and is held by b"):
+        run.drain("node-3")
+    assert [call for call in api.calls if call[1] == path] == [("POST", path)]
+    assert api.objects["/api/v1/nodes/node-3"]["spec"] == {}
+    assert not is_ours("node-3")
+    for one in (run, other):
+        assert one._unfinished == ["drain node-3"]
+        assert [text[:44] for text in one._doubts] == [
+            "drain node-3: the Lease pytest-ipvs/disrupti"
+        ]
+
+
+def test_a_node_that_another_run_cordoned_since_is_left_to_it(api: FakeApi) -> None:
+    api.put_node("node-2")
+    cordon(api, "node-2", "me")
+    node = api.objects["/api/v1/nodes/node-2"]
+    node["metadata"]["annotations"] = {CORDONED_BY: "b"}
+    release(api, "node-2", "me", api.said.append, api.pauses.append)
+    assert node["spec"] == {"unschedulable": True}
+    assert not is_ours("node-2")
+
+
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """A shell that starts us in the background has us ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+def test_an_interrupt_ends_what_happens_at_once(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three_nodes(api)
+    path = "/api/v1/namespaces/shop/pods/web-3/eviction"
+    api.refusals[f"POST {path}"] = [StatusError(429, "no budget")]
+    run = Run(api)
+    go = threading.Event()
+    original = scenarios_module._wait
+
+    def pause(_: float) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        assert go.wait(20)
+
+    def wait(ends: Iterable[threading.Event]) -> None:
+        if sys.exc_info()[0] is KeyboardInterrupt:
+            go.set()
+        original(ends)
+
+    run.pause = pause
+    monkeypatch.setattr(scenarios_module, "_wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        at_once(lambda: run.drain("node-3"))
+    assert [call for call in api.calls if call[1] == path] == [("POST", path)]
+    assert "/api/v1/namespaces/shop/pods/web-3" in api.objects
+    assert api.objects["/api/v1/nodes/node-3"]["spec"] == {}
+    assert LEASE not in api.objects

@@ -17,6 +17,12 @@ from pytest_ipvs.traffic import namespace as namespace_module
 from pytest_ipvs.traffic.namespace import MANAGED_BY
 
 
+@pytest.fixture(autouse=True)
+def _quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks as often as in earnest, without the time between them."""
+    monkeypatch.setattr(Workload, "_pause", lambda self, seconds: None)
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
     """A cluster that takes everything."""
@@ -118,7 +124,7 @@ def test_only_what_a_dead_run_left_behind_is_removed(
     world: World, name: str, renewed: float | None, created: float, removed: bool
 ) -> None:
     namespace(world, name, renewed=renewed, created=created)
-    assert remove_stale(world) == ([name] if removed else [])
+    assert remove_stale(world, pause=lambda _: None) == ([name] if removed else [])
     assert (f"/api/v1/namespaces/{name}" in world.objects) is not removed
 
 
@@ -127,7 +133,22 @@ def test_a_new_workload_removes_what_a_dead_one_left(world: World) -> None:
     said: list[str] = []
     with Workload(world, progress=said.append):
         assert "/api/v1/namespaces/pytest-ipvs-dead" not in world.objects
-    assert said[0] == "removing namespace pytest-ipvs-dead, left behind by a run that died"
+    assert said[:2] == [
+        "watching for 120 s whether pytest-ipvs-dead is in use by another run",
+        "removing namespace pytest-ipvs-dead, left behind by a run that died",
+    ]
+
+
+def test_the_namespace_of_a_live_run_whose_clock_is_behind_stays(world: World) -> None:
+    namespace(world, "pytest-ipvs-slow", renewed=300)
+    namespace(world, "pytest-ipvs-dead", renewed=300)
+    path = "/apis/coordination.k8s.io/v1/namespaces/pytest-ipvs-slow/leases/owner"
+
+    def renew(_: float) -> None:
+        world.objects[path]["spec"]["renewTime"] = ago(299)
+
+    assert remove_stale(world, pause=renew) == ["pytest-ipvs-dead"]
+    assert path in world.objects
 
 
 def test_a_time_that_cannot_be_read_removes_nothing() -> None:

@@ -168,6 +168,7 @@ def test_a_run_until_stopped_ends_in_good_order_across_cut_streams(
             assert isinstance(run, JobRun)
             poll(lambda: run.refresh().connections > 10, "traffic")
             assert run.running
+            assert run.nodes == ("node-1",)
         results = run.results()
     assert (results.finished, results.problems) == (True, ())
     assert set(results.classes) == {"ok"}
@@ -215,6 +216,29 @@ def test_pods_that_do_not_start_are_one_sentence(cluster: SimpleNamespace) -> No
     assert len(cluster.api.deleted) == 1
 
 
+def test_a_job_that_is_refused_is_told_as_such(
+    cluster: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class RefusedError(Exception):
+        status = 403
+
+    def refuse(path: str, body: object = None) -> dict[str, Any]:
+        raise RefusedError(f"no right to change {path.rpartition('/')[2]}")
+
+    monkeypatch.setattr(cluster.api, "create", refuse)
+    monkeypatch.setattr(cluster.api, "delete", refuse)
+    told = r"^clients cannot run as a Job: no right to change namespaces$"
+    with pytest.raises(TrafficError, match=told):
+        open_run(cluster, 80).start()
+    monkeypatch.setattr(
+        cluster.api, "create", lambda path, body: refuse(path) if "/jobs" in path else dict(body)
+    )
+    with pytest.raises(TrafficError, match=r"^clients cannot run as a Job: no right to .* jobs$"):
+        open_run(cluster, 80).start()
+    # The namespace was made and can't be deleted: our exit tries again.
+    namespace_module._ALIVE.clear()
+
+
 def test_a_job_needs_the_permission_to_make_one(cluster: SimpleNamespace) -> None:
     cluster.settings.allow_disruption = False
     with pytest.raises(TrafficError, match="need --ipvs-allow-disruption"):
@@ -227,6 +251,13 @@ def test_without_the_node_the_clock_is_known_within_bounds(cluster: SimpleNamesp
     with serving() as (port, _):
         results = run_traffic(cluster, "127.0.0.1", port, seconds=0.2)
     assert results.clock_error > 0
+
+
+def test_the_job_avoids_the_nodes_that_its_place_should(cluster: SimpleNamespace) -> None:
+    cluster.nodes = (SimpleNamespace(name="node-1"), SimpleNamespace(name="node-2"))
+    assert place(cluster, "job:2", avoid=["node-2"]).host.avoid == ("node-2",)
+    with pytest.raises(TrafficError, match=r"avoid node 'nod-2', expected one of node-1, node-2"):
+        place(cluster, "job:2", avoid=["nod-2"])
 
 
 def test_the_job_keeps_away_from_nodes_and_from_shells(cluster: SimpleNamespace) -> None:
