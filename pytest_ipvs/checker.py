@@ -35,13 +35,18 @@ class Checker:
         self._item = item
         # What the policy's waivers did to the check that is judged just now.
         self._waived = Waived(left=())
+        self._beside = ""
 
-    def __call__(self, check: str, result: Any = None) -> None:
-        """Run one check over the session's evidence, or over what traffic met."""
+    def __call__(self, check: str, result: Any = None, *, beside: str = "") -> None:
+        """Run one check over the session's evidence, or over what traffic met.
+
+        ``beside``: what the row says whatever the verdict, such as a part that was not measured.
+        """
         __tracebackhide__ = True
         from pytest_ipvs.checks import CATALOGUE, judge_rollout
 
         self._waived = Waived(left=())
+        self._beside = beside
         if check not in CATALOGUE:
             pytest.fail(
                 f"there is no check {check!r}, expected one of {', '.join(CATALOGUE)}",
@@ -107,7 +112,9 @@ class Checker:
         ):
             text = explain(check, _title(check), waived.left, lacks)
             reasons = "; ".join(result.reasons)
-            self._fail(check, "inconclusive", f"{text}\n\n  inconclusive: {reasons}", reasons)
+            worth = "".join(f"\n  {line}" for line in result.precision)
+            told = f"{text}\n\n  inconclusive: {reasons}{worth}"
+            self._fail(check, "inconclusive", told, reasons)
         self._conclude(check, outcome.findings, lacks, "", {})
 
     def _conclude(
@@ -170,7 +177,7 @@ class Checker:
                 check=check,
                 verdict=verdict,
                 nodes=nodes,
-                note=note,
+                note="; ".join(filter(None, (note, self._beside))),
                 warnings=warnings,
                 waived="\n".join(waived_lines(self._waived.waived)),
                 waivers="\n".join(waiver.where for waiver in self._waived.used),
@@ -183,13 +190,16 @@ def _why_not(check: str, evidence: Evidence) -> str:
     from pytest_ipvs.checks.applicable import not_applicable
 
     found = not_applicable(evidence)
-    if found is None or (check == MODE_CHECK and found.kind == "mode"):
+    if found is None or (check == MODE_CHECK and found.kind != "absent"):
         return ""
     told = [(state, named(nodes)) for state, nodes in found.parts]
     if found.kind == "mode":
         modes = ", ".join(f"{state} on {nodes}" for state, nodes in told)
         return f"kube-proxy runs in {modes}, not in mode ipvs"
-    return "no kube-proxy runs here: " + ", ".join(f"{state} on {nodes}" for state, nodes in told)
+    states = ", ".join(f"{state} on {nodes}" for state, nodes in told)
+    if found.kind == "unknown":
+        return f"neither a kube-proxy nor a known replacement shows: {states}"
+    return f"no kube-proxy runs here: {states}"
 
 
 def _broken(findings: Sequence[Finding], *, strict: bool) -> list[Finding]:

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 
 def rollout_row(target: str, result: Result) -> RolloutRow:
-    """The numbers that the final table shows."""
+    """The numbers that the final table shows, and below it what they are worth."""
     results = result.results
     note = "; ".join(result.reasons) if result.verdict == "inconclusive" else ""
     if failures := result.failures:
         note = spell(failures) + (f"; {note}" if note else "")
+    lines = [note] if note else []
     return RolloutRow(
         target=target,
         verdict=result.verdict,
@@ -26,5 +27,5 @@ def rollout_row(target: str, result: Result) -> RolloutRow:
         slow_connects=results.resent,
         new_pod_share=result.share_of_new_pods,
         drained_after=result.drained_after,
-        note=note,
+        note="\n    ".join([*lines, *result.precision, *result.remarks]),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_ipvs.rollout.lookup import Entry
 from pytest_ipvs.rollout.power import own_limit_share
-from pytest_ipvs.rollout.result import resent_apart, unexplained
+from pytest_ipvs.rollout.result import clock_text, readings, resent_apart, unexplained
 from pytest_ipvs.rollout.sent import Sent
 from pytest_ipvs.rollout.sorting import Kind, Share, Sorter
 from pytest_ipvs.rollout.sysctls import SysctlView, remedy_for, sysctl_views
@@ -85,16 +85,26 @@ def diagnose(
     causes.sort(key=_rank_among(causes))
     beside = results.resent - resent_apart(results, timeline)
     first = next((cause for cause in causes if cause in failures), None)
-    return Diagnosis(causes=tuple(_ended(c, beside if c is first else 0) for c in causes))
+    exact = "; ".join([clock_text(results.clock_error), *readings(timeline)])
+    return Diagnosis(
+        causes=tuple(
+            _ended(c, beside if c is first else 0, exact if c is causes[0] else "") for c in causes
+        )
+    )
 
 
-def _ended(cause: Cause, beside: int) -> Cause:
-    """With what the text of each cause ends with: consequences, and how sure it is."""
+def _ended(cause: Cause, beside: int, exact: str) -> Cause:
+    """With what the text of each cause ends with: consequences, and how sure it is.
+
+    ``exact``: how far its times may be off, which is said once.
+    """
     text = cause.text
     if beside:
         text += f"\n  besides, {plural(beside, 'connect')} needed a resent SYN: on the tuple of a"
         text += " connection that had failed, around lost ones, without an endpoint, or by a client"
         text += " behind"
+    if exact:
+        text += f"\n  how exact the times are: {exact}"
     # The word that stays the same, for whoever looks for it in a report.
     text += f"\n  kind of cause: {cause.kind}"
     if cause.decisive:

@@ -64,9 +64,14 @@ class Record:
         uid = str(metadata["uid"])
         pod = self.pods.get(uid) or PodTrace(name=str(metadata["name"]), uid=uid, first_seen=now)
         deleted = bool(metadata.get("deletionTimestamp"))
+        address = str(status.get("podIP") or pod.address)
+        # A Service of the other family has these as its endpoints.
+        listed = (str(entry.get("ip") or "") for entry in status.get("podIPs") or ())
+        further = tuple(one for one in listed if one and one != address)
         return replace(
             pod,
-            address=str(status.get("podIP") or pod.address),
+            address=address,
+            further=further or pod.further,
             node=str((item.get("spec") or {}).get("nodeName") or pod.node),
             ready_at=pod.ready_at or (now if is_ready(item) else None),
             deleted_at=pod.deleted_at or (now if deleted else None),
@@ -77,7 +82,7 @@ class Record:
     def _with_endpoint(self, pod: PodTrace, ready: set[str], now: float) -> PodTrace:
         if pod.deleted_at is not None or pod.released:
             return replace(pod, left_at=pod.left_at or now)
-        if pod.address in ready:
+        if not ready.isdisjoint(pod.addresses):
             self._was_endpoint.add(pod.uid)
             return replace(pod, left_at=None, endpoint_at=pod.endpoint_at or now)
         if pod.uid in self._was_endpoint:

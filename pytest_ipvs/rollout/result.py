@@ -23,6 +23,9 @@ SEEN_LATE = 2.0
 SETTLED = 3.0
 """Seconds that a node may take to follow the API before its weights are judged."""
 
+NO_NODES = ("API", "tables", "events")
+"""What else than nodes has a period in the timeline."""
+
 LOST_ON_THE_WAY = ("connect_timeout", "no_route")
 LOST_NEAR = 3
 """Seconds around a lost connect in which a resent SYN may have the same reason."""
@@ -70,7 +73,8 @@ class Result:
     ``results`` is everything the clients saw, ``fresh`` the part that used ports of the kernel's
     choice, so hardly ever re-used (only where the Service has affinity, or when asked for).
     ``drain_budget`` in seconds is the default of `stale_real_servers`. ``probe`` is there where an
-    endpoint left while its pod lived.
+    endpoint left while its pod lived. ``remarks`` are sentences that change no verdict, such as
+    what could not be looked up.
     """
 
     target: str
@@ -85,6 +89,7 @@ class Result:
     cause: Diagnosis | None = None
     client: str = ""
     probe: KernelProbe | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def failures(self) -> Counter[str]:
@@ -133,6 +138,16 @@ class Result:
         began = self.timeline.disrupted_at or self.timeline.started
         tried = self.results.window(began, math.inf).connections
         return None if self.failures or not tried else min(1.0, 3 / tried)
+
+    @property
+    def precision(self) -> tuple[str, ...]:
+        """What the numbers are worth, in short lines: bound, clock, how often what was read."""
+        parts = []
+        if (bound := self.bound) is not None:
+            parts.append(f"failure rate below {bound:.{2 if bound < 0.1 else 0}%} (95 % bound)")
+        parts.append(clock_text(self.results.clock_error))
+        read = readings(self.timeline)
+        return ("; ".join(parts), f"read {'; '.join(read)}") if read else ("; ".join(parts),)
 
     @property
     def share_of_new_pods(self) -> float | None:
@@ -242,8 +257,7 @@ class Result:
             f"re-used tuples since the old pods left {self.reused_tuples}",
             f"connects with a resent SYN {results.resent}",
         ]
-        if self.bound is not None:
-            lines.append(f"failure rate below {self.bound:.2%} with 95 % confidence")
+        lines += [self.precision[0], *self.remarks]
         if share is not None and fair is not None:
             lines.append(f"new pods got {share:.0%} of the connections, fair share {fair:.0%}")
         if results.own_limits:
@@ -251,8 +265,9 @@ class Result:
             lines.append(f"the client's own limits: {own}")
         if self.probe is not None:
             lines.append(f"kernel: {self.probe.problem or self.probe}")
-        if costs := self.timeline.costs:
-            lines += [f"reading the {what}: {cost}" for what, cost in costs.items()]
+        for what, cost in self.timeline.costs.items():
+            longest = longest_gap(self.timeline, what)
+            lines.append(f"reading the {what}: {cost}, at most {longest:.1f} s apart")
         lines += [f"{kind} not watched: {why}" for kind, why in self.timeline.unwatched.items()]
         lines += ["timeline:", *(f"  {line}" for line in self.timeline.lines())]
         left = self.left_servers()
@@ -261,6 +276,28 @@ class Result:
         if self.cause is not None:
             lines += ["cause:", *(f"  {line}" for line in self.cause.text.splitlines())]
         return "\n".join(lines)
+
+
+def clock_text(error: float) -> str:
+    """How far the client's times may be from pytest's; 0.0 stands for "nobody knows"."""
+    return f"client's clock known to {error:.2f} s" if error else "client's clock not compared"
+
+
+def readings(timeline: Timeline) -> list[str]:
+    """At what period and cost each source was read, and the longest time between two readings."""
+    told = []
+    for what, cost in timeline.costs.items():
+        each = cost.seconds / cost.readings if cost.readings else 0.0
+        apart = f"up to {longest_gap(timeline, what):.1f} s apart"
+        told.append(f"{what} every {cost.period:g} s in {each:.2f} s, {apart}")
+    return told
+
+
+def longest_gap(timeline: Timeline, what: str) -> float:
+    """The longest time between two readings of the "API", or of any node's "tables"."""
+    if what != "tables":
+        return timeline.periods.get(what, 0.0)
+    return max((t for who, t in timeline.periods.items() if who not in NO_NODES), default=0.0)
 
 
 def resent_apart(results: Results, timeline: Timeline) -> int:

@@ -21,9 +21,9 @@ from pytest_ipvs.rollout.scenarios import Scenarios
 from pytest_ipvs.rollout.tables import TableReader, wait_programmed
 from pytest_ipvs.rollout.target import Target, find_target
 from pytest_ipvs.rollout.timeline import Timeline
-from pytest_ipvs.rollout.trace import Tracer
+from pytest_ipvs.rollout.trace import PortWatch, Tracer
 from pytest_ipvs.rollout.verdict import baseline_problem, judge
-from pytest_ipvs.rollout.ways import Way, parse
+from pytest_ipvs.rollout.ways import Way, parse, remarks
 from pytest_ipvs.traffic.placement import Place, place
 from pytest_ipvs.traffic.plan import Plan, address_text
 from pytest_ipvs.traffic.results import Results
@@ -45,11 +45,12 @@ class Rollout(Scenarios):
     Leaving the block lets ``settle`` seconds pass, looks for causes, stops everything and judges.
 
     ``target`` is "namespace/deployment" or a `Workload`. ``rate``, ``ports``, ``baseline``,
-    ``settle`` and ``client`` (see `place`) default to the settings. ``fresh_ports`` adds a slow
-    client whose ports the kernel chooses; by default where the Service has affinity. ``timeout``
-    seconds are given to each disruption. ``plan`` takes further fields of `Plan`. ``also`` names
-    further ways to the pods, each with a client of its own, as "VIA" or "VIA@CLIENT"
-    ("node-port", "node-port@local", "192.0.2.7:80"); see `through`.
+    ``settle`` and ``client`` (see `place`) default to the settings. ``avoid`` names nodes on which
+    no client may be, such as one to drain. ``fresh_ports`` adds a slow client whose ports the
+    kernel chooses; by default where the Service has affinity. ``timeout`` seconds are given to each
+    disruption. ``plan`` takes further fields of `Plan`. ``also`` names further ways to the pods,
+    each with a client of its own, as "VIA" or "VIA@CLIENT" ("node-port", "node-port@local",
+    "192.0.2.7:80"); see `through`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Rollout(Scenarios):
         baseline: float | None = None,
         settle: float | None = None,
         client: str | None = None,
+        avoid: Sequence[str] = (),
         fresh_ports: bool | None = None,
         also: Sequence[str] = (),
         timeout: float = 300.0,
@@ -81,6 +83,7 @@ class Rollout(Scenarios):
         self._baseline = settings.baseline if baseline is None else baseline
         self._settle = settings.settle if settle is None else settle
         self._client = client
+        self._avoid = tuple(avoid)
         self._fresh_ports = fresh_ports
         self._timeout = timeout
         self._say = progress
@@ -90,8 +93,10 @@ class Rollout(Scenarios):
         self._through: dict[str, Result] = {}
         self._client_node: str | None = None
         self._tracer: Tracer | None = None
+        self._watches: dict[str, PortWatch] = {}  # by way, "" is the main client's
         self._abandoned = False
         self._unfinished: list[str] = []
+        self._doubts: list[str] = []
         self._stack = ExitStack()
         self._main: TrafficRun | None = None
         self._fresh: TrafficRun | None = None
@@ -112,7 +117,7 @@ class Rollout(Scenarios):
         return self
 
     def _start(self) -> None:
-        there = place(self._cluster, self._client)
+        there = place(self._cluster, self._client, avoid=self._avoid)
         self._target = target = self._find(self._via, there)
         self._where, self._client_node = there.label, there.node
         wait_programmed(
@@ -154,9 +159,13 @@ class Rollout(Scenarios):
                 way.problem = f"{target} through {way.client.plan.target}: {problem}"
                 self._say(f"{way.problem}, from {way.place.label}: this way is not measured")
                 way.client.abort()
-        self._tracer = Tracer(
-            self._cluster.pool, [node.name for node in self._cluster.nodes], self._seen
-        )
+        nodes = [node.name for node in self._cluster.nodes]
+        main = Way(name="", target=target, place=there, client=self._main)
+        for way in (main, *self._ways.values()):
+            if not way.problem and (watch := way.watch_ports(self._cluster.pool, nodes)):
+                self._watches[way.name] = watch
+        watches = tuple(self._watches.values())
+        self._tracer = Tracer(self._cluster.pool, nodes, self._seen, watches)
         self._stack.callback(self._tracer.stop)
         self._tracer.start()
 
@@ -200,7 +209,7 @@ class Rollout(Scenarios):
         )
 
     def _add_way(self, name: str, via: str, client: str | None, fields: dict[str, Any]) -> None:
-        there = place(self._cluster, client or self._client)
+        there = place(self._cluster, client or self._client, avoid=self._avoid)
         target = self._find(via, there)
         fields |= {"host": target.address, "port": target.address_port}
         fields |= {"slow_ms": self._cluster.policy.slow_connect_ms, **self._plan}
@@ -314,14 +323,19 @@ class Rollout(Scenarios):
         entries: tuple[Entry, ...],
     ) -> Result:
         policy = self._cluster.policy
-        verdict, reasons = judge(results, timeline, policy, fresh=fresh)
+        way = next((w for w in self._ways.values() if w.target is target), None)
+        watch = self._watches.get(way.name if way else "")
+        unseen = watch.reason if watch else ""
+        verdict, reasons = judge(results, timeline, policy, fresh=fresh, unseen=unseen)
         if self._unfinished:
             # Who catches the error of a disruption must not get a pass for what did not happen.
             reasons = (*reasons, f"not complete: {', '.join(self._unfinished)}")
             verdict = "inconclusive" if verdict == "passed" else verdict
+        if self._doubts:
+            reasons = (*reasons, *self._doubts)
+            verdict = "inconclusive" if verdict == "passed" else verdict
         affinity = target.service.affinity_timeout is not None
         own = tuple(e for e in entries if e.connection.virtual_port == target.address_port)
-        way = next((w for w in self._ways.values() if w.target is target), None)
         return Result(
             target=str(target),
             address=address_text(target.address, target.address_port),
@@ -337,6 +351,9 @@ class Rollout(Scenarios):
             ),
             client=way.place.label if way else self._where,
             probe=probe(results, timeline, facts, self._released) if self._released else None,
+            remarks=remarks(
+                way.client if way else self._main, watch, () if way else self._ways.values()
+            ),
         )
 
     def _facts(self) -> Mapping[str, Any]:
@@ -353,6 +370,28 @@ class Rollout(Scenarios):
         if self._target is None:
             raise RolloutError("the run has not begun: use it as 'with ... as run'")
         return self._target
+
+    @property
+    def entry_nodes(self) -> tuple[str, ...]:
+        """Nodes whose tables carry the main client's traffic, most of it first; () if unknown."""
+        # A node's own address is virtual on that node alone, wherever the client is.
+        entered = tuple(
+            node.name for node in self._cluster.nodes if self.target.address in node.internal_ips
+        )
+        return entered or super().entry_nodes or _pods_nodes(self._main)
+
+    @property
+    def client_nodes(self) -> frozenset[str]:
+        """Nodes with a client of this run, of whatever way."""
+        places = {self._client_node, *(way.place.node for way in self._ways.values())}
+        return self.client_pod_nodes | {name for name in places if name}
+
+    @property
+    def client_pod_nodes(self) -> frozenset[str]:
+        """Nodes with a client that is a pod of a Job."""
+        others = (way.client for way in self._ways.values() if not way.problem)
+        clients = (self._main, self._fresh, *others)
+        return frozenset(name for client in clients for name in _pods_nodes(client))
 
     @property
     def results(self) -> Results:
@@ -440,6 +479,11 @@ class Rollout(Scenarios):
     def stale_real_servers(self, after: float | None = None) -> tuple[StaleServer, ...]:
         """See `Result.stale_real_servers`."""
         return self._ended().stale_real_servers(after)
+
+
+def _pods_nodes(client: TrafficRun | None) -> tuple[str, ...]:
+    """The nodes of a client that is a Job's pods."""
+    return tuple(getattr(client, "nodes", ()))
 
 
 def wait_seconds(seconds: float) -> None:

@@ -21,12 +21,14 @@ class PodTrace:
     deletion timestamp. ``stopped_at``: a container of it was first seen terminated. ``left_at``:
     see the module. ``endpoint_at``: first seen as a ready endpoint. ``restarts`` of its containers
     at the last reading. ``released``: its label was taken away on purpose, so that it left the
-    Service and lives on; when such a pod is gone is not known.
+    Service and lives on; when such a pod is gone is not known. ``further``: its addresses of the
+    other family.
     """
 
     name: str
     uid: str
     address: str = ""
+    further: tuple[str, ...] = ()
     node: str = ""
     old: bool = False
     first_seen: float
@@ -38,6 +40,11 @@ class PodTrace:
     endpoint_at: float | None = None
     restarts: int = 0
     released: bool = False
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses that it has, of either family."""
+        return (self.address, *self.further) if self.address else self.further
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,14 +174,14 @@ class Timeline:
     @property
     def strangers(self) -> tuple[ServerTrace, ...]:
         """Real servers that got new connections and that no pod and no endpoint ever had."""
-        known = self.endpoints | {pod.address for pod in self.pods}
+        known = self.endpoints.union(*(pod.addresses for pod in self.pods))
         return tuple(
             s for s in self.servers if s.address not in known and s.weighted_at is not None
         )
 
     def pod_at(self, address: str, when: float = math.inf) -> PodTrace | None:
         """The last pod that had this address, of those first seen by then."""
-        found = [pod for pod in self.pods if pod.address == address and pod.first_seen <= when]
+        found = [pod for pod in self.pods if address in pod.addresses and pod.first_seen <= when]
         return max(found, key=lambda pod: pod.first_seen, default=None)
 
     def pod_named(self, name: str) -> PodTrace | None:
@@ -182,11 +189,11 @@ class Timeline:
         return next((pod for pod in self.pods if pod.name == name), None)
 
     def servers_of(self, pod: PodTrace) -> tuple[ServerTrace, ...]:
-        """The pod's real servers on all nodes, from the time when the address was its own."""
+        """The pod's real servers on all nodes, from the time when the addresses were its own."""
         return tuple(
             server
             for server in self.servers
-            if server.address == pod.address and server.last_seen >= pod.first_seen
+            if server.address in pod.addresses and server.last_seen >= pod.first_seen
         )
 
     def lines(self) -> list[str]:

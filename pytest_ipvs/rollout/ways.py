@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pytest_ipvs.rollout.target import Target
+from pytest_ipvs.rollout.trace import PortWatch, watch_ports
 from pytest_ipvs.traffic.placement import Place
 from pytest_ipvs.traffic.run import TrafficRun
 
@@ -18,6 +21,26 @@ class Way:
     place: Place
     client: TrafficRun
     problem: str = ""
+
+    def watch_ports(self, pool: Any, nodes: Sequence[str]) -> PortWatch | None:
+        """See `watch_ports`."""
+        return watch_ports(
+            pool,
+            nodes,
+            self.target,
+            self.place,
+            self.client.plan,
+            lambda: self.client.results().windows,
+        )
+
+
+def remarks(client: Any, watch: PortWatch | None, others: Iterable[Way]) -> tuple[str, ...]:
+    """What a client's result does not show and its verdict does not depend on."""
+    found = [watch.remark] if watch else []
+    if problem := getattr(client, "clock_problem", ""):
+        found.append(f"the client's clock is known by bounds only: {problem}")
+    found += [f"{way.name} was not measured: {way.problem}" for way in others if way.problem]
+    return tuple(filter(None, found))
 
 
 def parse(way: str) -> tuple[str, str | None]:

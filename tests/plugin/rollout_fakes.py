@@ -123,6 +123,7 @@ class FakeRollout:
     made: ClassVar[list[str]] = []
     refusal = ""
     forbidden = ""
+    closed: ClassVar[tuple[str, ...]] = ("node-port@local",)  # ways on which nothing answers
 
     def __init__(self, cluster: Any, target: Any, *, progress: Any, **options: Any) -> None:
         self.name = str(target)
@@ -146,7 +147,7 @@ class FakeRollout:
             self.result = replace(made, probe=self.probe)
 
     def through(self, way: str) -> Result:
-        if way.endswith("@local"):
+        if way in self.closed:
             raise RolloutError("no connection succeeded before the disruption")
         assert self.result is not None
         return self.result
@@ -218,6 +219,7 @@ def install_rollouts(
 
     FakeRollout.client, FakeRollout.refusal = client, refusal
     FakeRollout.forbidden = forbidden
+    FakeRollout.closed = ("node-port@local",)
     FakeRollout.made, FakeWorkload.alive, FakeWorkload.balancer = [], set(), ""
     rollout.Rollout = FakeRollout  # type: ignore[assignment,misc]
     rollout.Workload = FakeWorkload  # type: ignore[assignment,misc]

@@ -32,15 +32,33 @@ def test_healthy_data_path(cluster_run: Run) -> None:
             "ipvs: pytest-ipvs-*/web: restart",
             "DP-01  passed*",
             "DP-04  passed*",
-            "DP-02  passed*",
+            "DP-02  passed *node-port@local was not tried: --ipvs-connect has no {internal_ip}",
             "DP-03  not applicable *no load balancer was named with --ipvs-load-balancer",
             "DP-12  passed*",
             "DP-13  not applicable *kube-proxy on node-1 is no pod of namespace kube-system",
             "PS-03  passed*",
             "rollout *verdict *connections *failed *re-used *slow *new pods *drained",
             "pytest-ipvs-*/web  passed *2,000 *0 *1,600 *0 *99%*",
+            "  pytest-ipvs-*/web: failure rate below 0.17% (95 % bound); client's clock *",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("closed", "verdict"),
+    [(("node-port@local",), "passed"), (("node-port",), "not measured"), (("",), "passed")],
+)
+def test_a_node_port_is_measured_from_inside_at_least(
+    cluster_run: Run, closed: tuple[str, ...], verdict: str
+) -> None:
+    words = ("--ipvs-checks", "DP-02", "--ipvs-connect", "ssh://root@{internal_ip}")
+    conftest = rolled() + f"FakeRollout.closed = {closed!r}\n"
+    result = cluster_run("", *READY_MADE, *words, conftest=conftest)
+    result.assert_outcomes(
+        passed=verdict == "passed", failed=verdict != "passed", deselected=len(CATALOGUE)
+    )
+    told = f" *{closed[0]} was not measured: no connection succeeded*" if closed[0] else ""
+    result.stdout.fnmatch_lines([f"DP-02  {verdict}{told}"])
 
 
 def test_one_restart_serves_two_checks_and_workloads_go(cluster_run: Run) -> None:
@@ -96,6 +114,7 @@ def test_no_power_is_inconclusive_and_fails(cluster_run: Run) -> None:
         [
             "*test_rolling_restart[[]DP-01] INCONCLUSIVE *",
             "  inconclusive: only 0 re-used tuples *",
+            "  failure rate below 0.17% (95 % bound); client's clock *",
             "DP-01  inconclusive *only 0 re-used tuples*",
             f"{len(DATA_CHECKS)} checks: {weak} inconclusive, {PATHS} passed, 2 not applicable",
         ]

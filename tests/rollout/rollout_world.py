@@ -8,6 +8,7 @@ that the port had, until its address is gone and for ever after.
 from __future__ import annotations
 
 import copy
+import re
 import socket
 import struct
 import threading
@@ -291,6 +292,8 @@ class World:
     def run(self, name: str, command: str, *args: str) -> SimpleNamespace:
         """The table, or entries of it."""
         with self.lock:
+            if command.startswith("grep -m 1"):
+                return self._first_entry(*args)
             if command.startswith("grep"):
                 return SimpleNamespace(rc=0, stdout=self._entries(args), stderr="")
             if self.unreadable:
@@ -306,6 +309,13 @@ class World:
                 words = f"{hexadecimal(address)}:1F90      Masq    {weight}      0          {used}"
                 lines.append(f"  -> {words}         ")
             return SimpleNamespace(rc=0, stdout="\n".join(lines) + "\n", stderr="")
+
+    def _first_entry(self, pattern: str) -> SimpleNamespace:
+        for port, address in self.sent.items():
+            line = f"TCP 7F000001 {port:04X} 7F000001 {self.port:04X} {hexadecimal(address)} 1F90"
+            if re.search(pattern, line):
+                return SimpleNamespace(rc=0, stdout=f"{line} TIME_WAIT 99\n", stderr="")
+        return SimpleNamespace(rc=1, stdout="", stderr="")
 
     def _entries(self, patterns: tuple[str, ...]) -> str:
         lines = ""

@@ -21,7 +21,7 @@ from rollout_records import (
 from pytest_ipvs.ipvs.connections import Connection
 from pytest_ipvs.rollout.cause import Diagnosis, diagnose
 from pytest_ipvs.rollout.lookup import Entry
-from pytest_ipvs.rollout.timeline import EventTrace
+from pytest_ipvs.rollout.timeline import Cost, EventTrace
 from pytest_ipvs.traffic.results import Second
 
 STUCK = restart_timeline(
@@ -60,6 +60,24 @@ def only(diagnosis: Diagnosis | None) -> Any:
 
 def test_nothing_to_explain() -> None:
     assert diagnose(results_of(healthy_seconds()), restart_timeline()) is None
+
+
+def test_how_exact_the_times_are_is_said_once() -> None:
+    seconds = healthy_seconds(-10, 0) + failing_seconds(-5, -2, refused=1)
+    seconds += failing_seconds(40, 45, after="", no_route=2)
+    timeline = restart_timeline(
+        costs={"tables": Cost(readings=10, seconds=3.0, period=1.0)}, periods={"node-1": 2.5}
+    )
+    found = diagnose(results_of(seconds, clock_error=0.04), timeline)
+    assert found is not None
+    first, second = found.causes
+    lines = first.text.splitlines()
+    assert lines[-2] == (
+        "  how exact the times are: client's clock known to 0.04 s; "
+        "tables every 1 s in 0.30 s, up to 2.5 s apart"
+    )
+    assert lines[-1].startswith("  kind of cause: ")
+    assert "how exact" not in second.text
 
 
 def leftover(**change: Any) -> Any:

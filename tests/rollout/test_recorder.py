@@ -251,3 +251,27 @@ def test_it_reads_by_itself_until_stopped(monkeypatch: pytest.MonkeyPatch) -> No
     before = dict(reads)
     assert before == reads
     assert not [t for t in threading.enumerate() if t.name.startswith("ipvs-recorder")]
+
+
+def test_a_service_of_the_pods_other_family_is_followed() -> None:
+    world = World()
+    old, new = pod("old", "10.0.0.1"), pod("new", "10.0.0.2")
+    for number, item in enumerate((old, new), 1):
+        item["status"]["podIPs"] = [{"ip": f"10.0.0.{number}"}, {"ip": f"fd00::{number}"}]
+    world.pods, world.ready = [old], ["fd00::1"]
+    world.tables = {"node-1": {KEY: (real("fd00::1", 1), real("fd00::9", 1))}}
+    world.read()
+    world.recorder.begin("restart")
+    world.pods, world.ready = [old, new], ["fd00::2"]
+    world.read()
+    left = world.now
+    world.pods = [new]
+    world.read()
+    timeline = world.recorder.timeline()
+    (gone,) = timeline.old_pods
+    assert (gone.name, gone.addresses) == ("old", ("10.0.0.1", "fd00::1"))
+    assert (gone.endpoint_at, gone.left_at) == (101.0, left)
+    (followed,) = timeline.servers_of(gone)
+    assert followed.address == "fd00::1"
+    assert timeline.pod_at("fd00::1") is gone
+    assert [server.address for server in timeline.strangers] == ["fd00::9"]

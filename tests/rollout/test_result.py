@@ -16,7 +16,9 @@ from rollout_records import (
     server,
 )
 
+from pytest_ipvs.report.rollouts import rollout_row
 from pytest_ipvs.rollout.result import NotObservedError, Result
+from pytest_ipvs.rollout.timeline import Cost
 
 
 def result(**change: Any) -> Result:
@@ -39,6 +41,41 @@ def test_power_and_bound() -> None:
     assert told.reused_tuples == 65 * 20
     assert told.exposed_tuples == 12 * 10
     assert told.bound == pytest.approx(3 / 1400)
+
+
+READINGS = {
+    "costs": {
+        "API": Cost(readings=10, seconds=0.5, period=10.0),
+        "tables": Cost(readings=70, seconds=8.4, period=1.0),
+    },
+    "periods": {"API": 10.42, "node-1": 1.2, "node-2": 2.31, "tables": 90.0, "events": 90.0},
+}
+READ = (
+    "read API every 10 s in 0.05 s, up to 10.4 s apart; "
+    "tables every 1 s in 0.12 s, up to 2.3 s apart"
+)
+
+
+def test_what_the_numbers_are_worth_is_told() -> None:
+    results = results_of(healthy_seconds(), clock_error=0.023)
+    told = result(results=results, timeline=restart_timeline(**READINGS), remarks=("a remark",))
+    worth = "failure rate below 0.21% (95 % bound); client's clock known to 0.02 s"
+    assert len(f"    {READ}") <= 100
+    assert told.precision == (worth, READ)
+    assert rollout_row("shop/web", told).note == "\n    ".join([worth, READ, "a remark"])
+    lines = told.evidence.splitlines()
+    assert {worth, "a remark"} <= set(lines)
+    assert any("70 readings" in line and "at most 2.3 s apart" in line for line in lines)
+
+
+def test_reasons_come_before_what_the_numbers_are_worth() -> None:
+    weak = rollout_row("shop/web", result(verdict="inconclusive", reasons=("too little", "gap")))
+    worth = "client's clock not compared"
+    assert weak.note == f"too little; gap\n    failure rate below 0.21% (95 % bound); {worth}"
+    lost = result(results=results_of(failing_seconds(0, 5, refused=2)), verdict="failed")
+    assert rollout_row("shop/web", lost).note == f"10 refused\n    {worth}"
+    few = result(results=results_of(healthy_seconds(0, 1)))
+    assert few.precision == (f"failure rate below 15% (95 % bound); {worth}",)
 
 
 def test_failures_leave_no_bound() -> None:

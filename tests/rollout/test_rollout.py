@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +49,23 @@ def make_world() -> Iterator[Any]:
     yield make
     for world in worlds:
         world.close()
+
+
+def test_the_nodes_to_avoid_are_those_of_all_clients(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, Any]] = []
+    place = rollout_module.place
+
+    def seen(cluster: Any, where: Any, *, avoid: Any) -> Any:
+        asked.append((where, avoid))
+        return place(cluster, "local", avoid=avoid)
+
+    monkeypatch.setattr(rollout_module, "place", seen)
+    options = {"client": "job:2", "also": ["cluster-ip@node"], "avoid": ["node-1"]}
+    with quick(make_world(), baseline=0.3, **options) as run:
+        run.abandon()
+    assert asked == [("job:2", ("node-1",)), ("node", ("node-1",))]
 
 
 def test_a_healthy_restart_passes(make_world: Any) -> None:
@@ -108,6 +130,58 @@ def test_re_used_tuples_that_follow_a_removed_pod_fail_with_their_cause(make_wor
     assert {stale.pod.name for stale in run.stale_real_servers(after=1)} <= {"web-1-1", "web-1-2"}
 
 
+@pytest.fixture
+def proxied(make_world: Any) -> Iterator[tuple[World, str]]:
+    """A world, and the address of a proxy that connects to it with ports of its own."""
+    world = make_world()
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as front:
+
+        def pass_on(client: socket.socket) -> None:
+            there = ("127.0.0.1", world.port)
+            with client, socket.create_connection(there) as server, suppress(OSError):
+                server.sendall(client.recv(4096))
+                while text := server.recv(4096):
+                    client.sendall(text)
+
+        def serve() -> None:
+            with suppress(OSError), ThreadPoolExecutor(16) as beside:
+                while True:
+                    beside.submit(pass_on, front.accept()[0])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield world, f"127.0.0.1:{front.getsockname()[1]}"
+        front.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_other_ports_on_the_way_prove_nothing(proxied: tuple[World, str]) -> None:
+    world, via = proxied
+    with quick(world, via=via) as run:
+        run.restart()
+    assert not run.failures
+    assert run.verdict == "inconclusive"
+    assert run.reasons[0].startswith("IPVS does not see the client's ports: something on the way")
+
+
+def test_entries_that_can_not_be_read_are_only_remarked(make_world: Any) -> None:
+    world = make_world()
+    answer = world.run
+
+    def run(name: str, command: str, *args: str) -> Any:
+        if command.startswith("grep -m 1"):
+            return SimpleNamespace(rc=2, stdout="", stderr="Permission denied")
+        return answer(name, command, *args)
+
+    world.run = run
+    with quick(world, baseline=0.1, settle=0.1) as told:
+        told.disrupt("a change", lambda: None)
+    assert not any("IPVS does not see" in reason for reason in told.reasons)
+    assert told.result.remarks == (
+        "whether IPVS sees the client's ports was not looked up (node-1: Permission denied)",
+    )
+
+
 def test_scale_and_delete_in_one_run(make_world: Any) -> None:
     world = make_world()
     with quick(world, settle=1.8) as run:
@@ -156,6 +230,8 @@ def test_one_disruption_is_seen_on_several_ways(make_world: Any) -> None:
     assert run.through(f"{there}@local").timeline is run.timeline
     with pytest.raises(RolloutError, match="no connection succeeded before the disruption"):
         run.through(nowhere)
+    (remark,) = run.result.remarks
+    assert remark.startswith(f"{nowhere} was not measured: shop/web through {nowhere}: no conn")
     with pytest.raises(RolloutError, match="there is no way 'x', expected one of 127"):
         run.through("x")
 

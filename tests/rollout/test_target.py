@@ -116,6 +116,24 @@ def test_a_table_without_the_load_balancers_address_is_waited_for() -> None:
     assert tables._not_programmed({"node-1": {own: real, outer: real}}, target) == ""
 
 
+@pytest.mark.parametrize(("via", "waits"), [("192.0.2.7:8443", False), ("192.0.2.7:80", True)])
+def test_only_a_port_of_the_services_own_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, via: str, waits: bool
+) -> None:
+    target = find_target(Api(service()), "shop/web", via=via)
+    said: list[str] = []
+    monkeypatch.setattr(tables, "read_tables", lambda *_: {"node-1": {}})
+    programmed = tables.wait_programmed(
+        SimpleNamespace(),  # type: ignore[arg-type]
+        target,
+        timeout=0.01,
+        say=said.append,
+        pause=lambda _: None,
+    )
+    told = ["shop/web: waiting for node-1 to program shop/web"] if waits else []
+    assert (programmed, said[:1]) == (not waits, told)
+
+
 @pytest.mark.parametrize("port", ["metrics", 9090])
 def test_a_port_by_name_or_number(port: object) -> None:
     target = find_target(Api(service(ports=MANY_PORTS)), "shop/web", port=port)  # type: ignore[arg-type]

@@ -141,6 +141,18 @@ def test_a_gap_in_the_record_matters_once_something_is_disrupted(end: float, ver
     )
 
 
+@pytest.mark.parametrize(("failing", "verdict"), [({}, "inconclusive"), ({"refused": 1}, "failed")])
+def test_re_used_ports_that_ipvs_does_not_see_prove_nothing(
+    failing: dict[str, int], verdict: str
+) -> None:
+    seconds = healthy_seconds(end=69) + failing_seconds(69, 70, **failing)
+    told, reasons = judge(
+        results_of(seconds), restart_timeline(), POLICY, unseen="IPVS does not see the ports"
+    )
+    assert told == verdict
+    assert reasons[-1] == "IPVS does not see the ports"
+
+
 def test_without_a_disruption_nothing_is_proven() -> None:
     timeline = restart_timeline(phases=restart_timeline().phases[:1])
     verdict, reasons = judge(results_of(healthy_seconds()), timeline, POLICY)
