@@ -7,10 +7,20 @@ in base64; the keys are those of ``DEFAULTS``.
 Starts are on a clock that does not wait for answers (open loop). One later than
 ``late_tolerance`` is made and counted as late; one that is ``give_up`` late is counted as
 ``missed_schedule`` and not made. One without a free port waits for one until it would be late,
-then it is counted as ``no_port``. Source ports come in rotation from an explicit window, so that
-they return while IPVS still remembers them. The server closes first unless told otherwise: then
-this side has no TIME_WAIT and the port can return at once. In the mode ``hold`` the connections
-stay, and say a line now and then.
+then it is counted as ``no_port``. One that gets its port in that last moment is made, and counted
+as a wait: late means that processor time was missing, and nothing else.
+
+Source ports come in rotation from an explicit window, so that they return while IPVS still
+remembers them. The server closes first unless told otherwise: then this side has no TIME_WAIT and
+the port can return at once. In the mode ``hold`` the connections stay, and say a line now and then.
+
+A tuple is re-used if IPVS may still remember its last connection. That is ``reuse_window`` after
+the connect, at most 10 s after an end by RST (state CLOSE) and at most 60 s after a SYN that
+nothing answered (SYN_RECV). A connection that failed was refused, reset, or is reset by us, so it
+is one of the two. (Linux 7.1.8, ip_vs_proto_tcp.c:330, tcp_timeouts.)
+
+``read_timeout`` is for the whole answer. Of a long one only the begin is kept, and an endless one
+runs into it. Interim answers (1xx) are passed over; 101 is final, and not what was asked for.
 
 Output is one JSON object a line, on stdout, flushed each ``tick``. Times ``t`` are Unix seconds of
 this machine, keyed on the moment the connection was due (a held one: was last asked). All lines
@@ -21,8 +31,9 @@ lines of several processes may be mixed:
 ``s``      one second: ``n`` due, ``c`` {class: count}, ``p`` {answering pod: count}, ``r`` re-used
            tuples, ``rp`` {pod that answered there last: re-used}, ``fp`` {the same: failures},
            ``ret`` connects with a resent SYN, ``re`` {how the tuple's last connection ended:
-           the same}, ``slow`` connects over ``slow_ms``, ``late`` late starts, ``max`` connect ms,
-           ``x`` answers on connections that are held
+           the same}, ``slow`` connects over ``slow_ms``, ``late`` late starts, ``wait`` starts
+           that were as late for want of a free port, ``max`` connect ms, ``x`` answers on
+           connections that are held
 ``h``      connect times: ``b`` {bucket: count}, see ``bucket_of``
 ``f``      one failure (or own limit), ``w`` one slow connect: all of the first ``sample``
            of a class, then one a second
@@ -69,7 +80,7 @@ DEFAULTS: dict[str, Any] = {
     "close_wait": 2.0,  # how long to wait for the server's end of a finished answer
     "late_tolerance": 0.5,
     "give_up": 2.0,
-    "reuse_window": 120.0,  # IPVS's TIME_WAIT
+    "reuse_window": 120.0,  # IPVS's TIME_WAIT; after a RST or an unanswered SYN it is less
     "slow_ms": 900.0,
     "sample": 200,
     "tick": 1.0,  # seconds between two outputs, and looks at the files below
@@ -93,10 +104,16 @@ CONNECT_CLASSES = {
     errno.ETIMEDOUT: "connect_timeout",
 }
 POD_NAME = re.compile(rb"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
-OK_STATUS = re.compile(rb"HTTP/1\.\d [123]\d\d\b")
+# An ordinary end leaves IPVS's TIME_WAIT, these leave less: seconds, see above.
+CLOSE, SYN_RECV = 10.0, 60.0
+NEVER_ANSWERED = ("connect_timeout", "no_route")
+OK_STATUS = re.compile(rb"HTTP/1\.\d [23]\d\d\b")
+INTERIM = re.compile(rb"HTTP/1\.\d 1(?!01)\d\d\b")
 MAX_HEAD = 65536
 MAX_NAMES = 500
-PIECE = 4096
+# What is read at once, and the most that is kept of a body. Each further piece of an event is four
+# times as large; after the largest one, others get their turn.
+PIECE, LARGEST = 4096, 65536
 # A SYN that was lost is sent again after a second, at the very least after TCP_RTO_MIN. Sooner, it
 # is sent again where the pod answered with the ACK of the tuple's last connection: it is in
 # TIME_WAIT there, and nobody listens any more (Linux: tcp_rcv_synsent_state_process).
@@ -128,8 +145,9 @@ class Connection:
     """One connection under way."""
 
     __slots__ = (
-        "answers", "body", "connect_ms", "connected", "data", "deadline", "due", "fd", "need",
-        "pod", "port", "previous", "resent", "reused", "second", "sock", "started", "state",
+        "answers", "beyond", "body", "chunks", "connect_ms", "connected", "data", "deadline", "due",
+        "fd", "need", "pod", "port", "previous", "resent", "reused", "second", "sock", "started",
+        "state",
     )  # fmt: skip
 
     def __init__(self, sock: Any, due: float, second: Second, port: int) -> None:
@@ -142,6 +160,46 @@ class Connection:
         self.previous: tuple[float, str, float, str] | None = None
         self.pod, self.data = "", b""
         self.body = self.need = -1  # offset of the body, length of the whole answer, once known
+        self.chunks: Chunks | None = None
+        self.beyond = 0  # bytes of the answer that came after what ``data`` keeps
+
+
+class Chunks:
+    """A chunked body, followed to its end; all it keeps is the line that is not whole yet."""
+
+    __slots__ = ("rest", "skip", "trailers")
+
+    def __init__(self) -> None:
+        self.rest, self.skip, self.trailers = b"", 0, False
+
+    def ended(self, piece: bytes) -> bool:
+        """Whether the body is whole with this piece. One that is not chunked rightly never is."""
+        data, at = self.rest + piece, self.skip
+        while at < len(data):
+            end = data.find(b"\r\n", at)
+            if end < 0:
+                break
+            line, at = data[at:end], end + 2
+            if self.trailers:
+                # Trailers are ended by an empty line, as the last chunk is.
+                if not line:
+                    return True
+                continue
+            try:
+                size = int(line.split(b";")[0], 16)
+            except ValueError:
+                size = -1
+            if size > 0:
+                at += size + 2
+            elif size == 0:
+                self.trailers = True
+            else:
+                at = sys.maxsize
+        self.rest = data[at:]
+        if len(self.rest) > PIECE:
+            self.rest, at = b"", sys.maxsize
+        self.skip = max(0, at - len(data))
+        return False
 
 
 class Second:
@@ -152,7 +210,7 @@ class Second:
         self.clear()
 
     def clear(self) -> None:
-        self.n = self.ok = self.r = self.ret = self.slow = self.late = self.x = 0
+        self.n = self.ok = self.r = self.ret = self.slow = self.late = self.wait = self.x = 0
         self.max = 0.0
         self.c: dict[str, int] = {}
         self.p: dict[str, int] = {}
@@ -192,7 +250,7 @@ class Client:
         # An empty address would be resolved anew for each connection.
         self.bound = plan["source"] or ("::" if self.family == socket.AF_INET6 else "0.0.0.0")
         head = "GET {} HTTP/{}\r\nHost: {}\r\nConnection: close\r\n\r\n"
-        name = plan["host_header"] or plan["host"]
+        name = plan["host_header"] or authority(plan["host"], plan["port"])
         self.request = head.format(plan["path"], plan["http"], name).encode()
         self.mode, self.ending, self.moves = plan["mode"], plan["ending"], plan["moves"]
         self.pod_header = plan["pod_header"].lower().encode()
@@ -203,7 +261,7 @@ class Client:
             shuffle(self.window)
         self.explicit = bool(self.window)
         self.give_back = self.window.appendleft if plan["order"] == "recent" else self.window.append
-        # port -> connected at, pod that answered last, when, how that connection ended
+        # port -> until when IPVS remembers it, pod that answered last, when, how the last one ended
         self.history: dict[int, tuple[float, str, float, str]] = {}
         self.connect_timeout, self.read_timeout = plan["connect_timeout"], plan["read_timeout"]
         self.close_wait, self.reuse_window = plan["close_wait"], plan["reuse_window"]
@@ -226,6 +284,7 @@ class Client:
         self.base = time.time() - time.monotonic()
         self.source = self.reason = self.last_pod = ""
         self.heartbeat = (0.0, clock())
+        self.portless = float("-inf")  # when a start was last seen to wait for a port
         # So many are due at once that trying is cheaper than asking epoll first; and those that
         # were asked so in this round.
         self.hurried = False
@@ -285,7 +344,11 @@ class Client:
             self.no_port(connection, 0)
             return
         if now - due > self.late_tolerance:
-            second.late += 1
+            # Only the time since it last waited for a port can be missing processor time.
+            if now - max(due, self.portless) > self.late_tolerance:
+                second.late += 1
+            else:
+                second.wait += 1
         try:
             if self.binds:
                 if self.closes_first:
@@ -313,7 +376,7 @@ class Client:
         previous = self.history.get(port)
         if previous is not None:
             connection.previous = previous
-            if started - previous[0] <= self.reuse_window:
+            if started <= previous[0]:
                 connection.reused = True
                 second.r += 1
                 if previous[1]:
@@ -378,7 +441,9 @@ class Client:
         elif state == CLOSING and events & ENDED and not events & BROKEN:
             self.finish(connection, "server_fin")
             return
-        self.read(connection, events, now)
+        if self.read(connection, events, now):
+            # Edge-triggered: what is there already is told once more if it is asked for anew.
+            self.epoll.modify(connection.fd, INTEREST)
 
     def connect_ended(self, connection: Connection, code: int) -> float:
         """Judge a connect by its error, 0 for none; the time at which it ended."""
@@ -404,77 +469,95 @@ class Client:
         except OSError as error:
             self.fail(connection, "reset", error.errno or 0)
 
-    def read(self, connection: Connection, events: int, now: float) -> None:
-        receive = connection.sock.recv
-        while True:
+    def read(self, connection: Connection, events: int, now: float) -> bool:
+        """Take some pieces of what is there; whether there may be more."""
+        receive, size = connection.sock.recv, PIECE
+        while size <= LARGEST:
             try:
-                data = receive(PIECE)
+                piece = receive(size)
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if connection.state == CLOSING:
-                    self.finish(connection, "server_rst")
+                    self.finish(connection, "server_rst", CLOSE)
                 else:
                     self.fail(connection, "reset", error.errno or 0)
-                return
-            if not data:
+                return False
+            if not piece:
                 self.on_end(connection, now)
-                return
+                return False
             if connection.state == READING:
-                if connection.data:
-                    data = connection.data + data
-                connection.data = data
-                pod = self.answers.get(data)
+                pod: str | None = None
+                if connection.beyond:
+                    # To copy and hash a long answer with each piece would be dear.
+                    connection.beyond += len(piece)
+                else:
+                    data = connection.data
+                    connection.data = data = data + piece if data else piece
+                    pod = self.answers.get(data)
                 if pod is None:
-                    self.parse(connection, data, now)
+                    self.parse(connection, piece, now)
                 else:
                     self.answered(connection, pod, now)
                 if connection.state == CLOSED:
-                    return
+                    return False
             # A short piece was the last one for now; the end that epoll told of comes right after.
-            if len(data) < PIECE and not events & BROKEN:
+            if len(piece) < size and not events & BROKEN:
                 if events & ENDED:
                     self.on_end(connection, now)
-                return
+                return False
+            size *= 4
+        return True
 
-    def parse(self, connection: Connection, data: bytes, now: float) -> None:
-        """Settle the connection once its answer is whole or wrong."""
+    def parse(self, connection: Connection, piece: bytes, now: float) -> None:
+        """Settle the connection once its answer, of which ``piece`` is new, is whole or wrong."""
+        data = connection.data
         if self.mode != "http":
-            if b"\n" in data:
+            if b"\n" in piece:
                 self.answered(connection, pod_name(data.split(b"\n", 1)[0].split(b" ")[0]), now)
+            else:
+                connection.data = data[:PIECE]
             return
         if connection.body < 0:
-            at = data.find(b"\r\n\r\n")
-            if at < 0 and len(data) <= MAX_HEAD:
-                return
-            connection.body = at + 4
-            status = data.split(b"\r\n", 1)[0]
-            if at < 0 or not OK_STATUS.match(status):
+            while True:
+                at = data.find(b"\r\n\r\n")
+                if at < 0 and len(data) <= MAX_HEAD:
+                    return
+                if at < 0 or not INTERIM.match(data):
+                    break
+                # The answer that counts is yet to come (RFC 9110, 15.2).
+                connection.data = data = data[at + 4 :]
+            if at < 0 or not OK_STATUS.match(data):
+                status = data.split(b"\r\n", 1)[0]
                 self.fail(connection, "http_error", 0, detail=status[:80].decode("latin-1"))
                 return
+            connection.body = at + 4
             length = header(data[:at], b"content-length")
             if length.isdigit():
                 connection.need = connection.body + int(length)
             elif header(data[:at], b"transfer-encoding").lower() == b"chunked":
-                connection.need = sys.maxsize
-        if connection.need == sys.maxsize:
-            whole = end_of_chunks(data, connection.body) >= 0
+                connection.chunks, piece = Chunks(), data[connection.body :]
+        if connection.chunks is not None:
+            whole = connection.chunks.ended(piece)
         else:
-            whole = 0 <= connection.need <= len(data)
+            whole = 0 <= connection.need <= len(data) + connection.beyond
         if whole:
             pod = self.pod_of(connection)
             if len(self.answers) >= MAX_NAMES:
                 self.answers.clear()
-            if len(data) <= 4096:
+            if len(data) <= PIECE:
                 self.answers[data] = pod
             self.answered(connection, pod, now)
+        elif len(data) > connection.body + PIECE:
+            connection.data = data[: connection.body + PIECE]
+            connection.beyond = len(data) - len(connection.data)
 
     def on_end(self, connection: Connection, now: float) -> None:
         if connection.state == CLOSING:
             self.finish(connection, "server_fin")
         elif not connection.data:
             self.fail(connection, "early_close", 0)
-        elif self.mode == "http" and connection.body >= 0 and connection.need < 0:
+        elif connection.body >= 0 and connection.need < 0 and connection.chunks is None:
             self.answered(connection, self.pod_of(connection), now)
             if connection.state == CLOSING:
                 self.finish(connection, "server_fin")
@@ -512,7 +595,9 @@ class Client:
     def close_first(self, connection: Connection) -> None:
         if self.ending == "rst":
             connection.sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET)
-        self.finish(connection, "client_rst" if self.ending == "rst" else "client_fin")
+            self.finish(connection, "client_rst", CLOSE)
+        else:
+            self.finish(connection, "client_fin")
 
     def moved(self, connection: Connection, pod: str) -> None:
         was, self.last_pod = self.last_pod, pod
@@ -524,7 +609,7 @@ class Client:
         data, body = connection.data, connection.body
         if self.pod_header:
             return pod_name(header(data[:body], self.pod_header))
-        if connection.need == sys.maxsize:
+        if connection.chunks is not None:
             body = data.find(b"\n", body) + 1  # after the first chunk's length
         return pod_name(data[body:].split(b"\n", 1)[0].strip())
 
@@ -536,17 +621,21 @@ class Client:
         self.sample("f", name, connection, err=err, detail=detail)
         # A reset frees the port at once: a later EADDRNOTAVAIL would hide the next failure.
         connection.sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET)
-        self.finish(connection, "failed")
+        self.finish(connection, "failed", SYN_RECV if name in NEVER_ANSWERED else CLOSE)
 
-    def finish(self, connection: Connection, ended: str) -> None:
+    def finish(self, connection: Connection, ended: str, most: float = 0.0) -> None:
+        """Close it. ``most``: seconds that IPVS remembers such an end, 0 for an ordinary one."""
         connection.state = CLOSED
         port, at = connection.port, connection.connected
+        until = clock() + min(most, self.reuse_window) if most else at + self.reuse_window
         if connection.answers:
-            self.history[port] = (at, connection.pod, at, ended)
+            self.history[port] = (until, connection.pod, at, ended)
         else:
-            # One that never connected is no use of the port, but its end is known.
-            old = connection.previous or (float("-inf"), "", 0.0, "")
-            self.history[port] = (at or old[0], old[1], old[2], ended)
+            old = connection.previous or (0.0, "", 0.0, "")
+            if not at and not connection.reused:
+                # One that never connected is no use of the port, but its end is known.
+                until = float("-inf")
+            self.history[port] = (until, old[1], old[2], ended)
         self.ends[ended] = self.ends.get(ended, 0) + 1
         del self.open[connection.fd]
         connection.sock.close()
@@ -616,6 +705,7 @@ class Client:
                 if self.explicit and not self.window and now - due <= self.late_tolerance:
                     # One may come back before this start is late: a stalled machine lets all
                     # connections end at once, and the starts that came due meanwhile as well.
+                    self.portless = now
                     wake = due + self.late_tolerance + 0.001
                     break
                 self.start(due, now)
@@ -703,6 +793,12 @@ def checked(plan: dict[str, Any]) -> dict[str, Any]:
     return dict(DEFAULTS, **plan)
 
 
+def authority(host: str, port: int) -> str:
+    """What the Host header says of a target (RFC 9110, 7.2): brackets, and a port unless 80."""
+    name = "[{}]".format(host) if ":" in host else host
+    return name if port == 80 else "{}:{}".format(name, port)
+
+
 def resent_of(sock: Any) -> int:
     """tcpi_total_retrans (struct tcp_info, linux/tcp.h): before data was sent, the resent SYNs."""
     info = sock.getsockopt(IPPROTO_TCP, TCP_INFO, 104)
@@ -721,21 +817,6 @@ def header(head: bytes, name: bytes) -> bytes:
         if key.strip().lower() == name:
             return value.strip()
     return b""
-
-
-def end_of_chunks(data: bytes, at: int) -> int:
-    """Where a chunked body that begins at ``at`` ends; -1 where it is not whole yet."""
-    while True:
-        line = data.find(b"\r\n", at)
-        try:
-            size = int(data[at:line].split(b";")[0], 16) if line >= 0 else -1
-        except ValueError:
-            return -1
-        if size <= 0:
-            # Trailers are ended by an empty line, as the last chunk is.
-            end = data.find(b"\r\n\r\n", line) if size == 0 else -4
-            return end + 4 if end >= 0 else -1
-        at = line + 2 + size + 2
 
 
 def numbers_of(path: str) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ class Collector:
         self.target = target
         self.started: tuple[float, float] | None = None  # its clock, its uptime
         self.pid = 0
+        self.window: tuple[int, int] | None = None
         self.end_reason: str | None = None
         self._rest = ""
         self._seconds: dict[int, Second] = {}
@@ -82,6 +83,7 @@ class Collector:
                 resent_after=line.get("re", {}),
                 slow=line.get("slow", 0),
                 late=line.get("late", 0),
+                waited=line.get("wait", 0),
                 max_connect_ms=line.get("max", 0.0),
                 exchanges=line.get("x", 0),
             )
@@ -112,6 +114,8 @@ class Collector:
         elif kind == "start":
             self.started = (line["t"], line["uptime"])
             self.pid = line["pid"]
+            if ports := line.get("window"):
+                self.window = (ports[0], ports[1])
         elif kind == "end":
             self._totals = line["totals"]
             self.end_reason = line["reason"]
@@ -155,6 +159,7 @@ class Collector:
             or (self.end_reason == "signal" and self.told_to_stop),
             clock_error=error,
             moves=tuple(replace(move, t=move.t - offset) for move in self._moves),
+            windows=(self.window,) if self.window else (),
         )
         if self.end_reason is not None:
             told = {k: v for k, v in self._totals.items() if k not in results.endings}

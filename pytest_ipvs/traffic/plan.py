@@ -26,8 +26,11 @@ class Plan:
     that waited longest), "random" (shuffled once), "recent" (the one that came back last).
     ``moves``: tell when another pod answers than before (session affinity). ``processes``:
     share ports and schedule between so many. ``reuse_window``: how long IPVS remembers a closed
-    connection (TIME_WAIT, 120 s: L7.1.8 ip_vs_proto_tcp.c:330). ``late_tolerance``: a start
+    connection (TIME_WAIT, 120 s: L7.1.8 ip_vs_proto_tcp.c:330). What ended with RST is forgotten
+    10 s after its end (CLOSE), and a SYN that nothing answered after 60 s (SYN_RECV); both are
+    measured with these numbers where they are below ``reuse_window``. ``late_tolerance``: a start
     later than this is counted against the client; later than ``give_up`` it is not made.
+    ``read_timeout``: for the whole answer, from the request on.
     ``slow_ms``: a connect of this many milliseconds counts as slow (a resent SYN costs 1,000).
     ``sample``: so many of each class are told in full before that becomes one a second.
     ``tick``: time between two outputs.

@@ -40,10 +40,11 @@ class Second:
     """What became of the connections due in one second; ``t`` is Unix seconds, pytest's clock.
 
     ``classes`` maps "ok", a failure or an own limit to a count, ``pods`` the answering pod.
-    ``reused``: connections on a tuple that had connected within the re-use window;
+    ``reused``: connections on a tuple that had connected before and that IPVS may still remember;
     ``reused_after`` splits it by the pod that had answered there last, ``failed_after`` splits the
     failures in the same way. ``resent``: connects with a resent SYN, ``resent_after`` splits it by
-    how the tuple's last connection ended ("server_rst" …). ``late``: starts behind schedule.
+    how the tuple's last connection ended ("server_rst" …). ``late``: starts behind schedule
+    because the client had no processor time; ``waited``: because no source port was free.
     ``exchanges``: lines that were answered on connections that are held.
     """
 
@@ -58,6 +59,7 @@ class Second:
     resent_after: Mapping[str, int] = field(default_factory=dict)
     slow: int = 0
     late: int = 0
+    waited: int = 0
     max_connect_ms: float = 0.0
     exchanges: int = 0
 
@@ -114,7 +116,8 @@ class Results:
     ``finished`` says whether each client told its end; without it nothing is proven.
     ``problems``: sentences about lost or contradicting output. ``clock_error``: the largest error,
     in seconds, with which a client's clock was brought to pytest's. ``moves``: with the plan's
-    ``moves``, when another pod answered than before.
+    ``moves``, when another pod answered than before. ``windows``: the lowest and the highest
+    source port of each client that chose its ports itself.
     """
 
     seconds: tuple[Second, ...] = ()
@@ -126,6 +129,7 @@ class Results:
     clock_error: float = 0.0
     clients: int = 1
     moves: tuple[Move, ...] = ()
+    windows: tuple[tuple[int, int], ...] = ()
 
     @property
     def classes(self) -> Counter[str]:
@@ -150,9 +154,12 @@ class Results:
 
     @property
     def own_limits(self) -> Counter[str]:
-        """What the client could not do, by class; late starts count as missed_schedule."""
+        """What the client could not do, by class.
+
+        Starts behind schedule count as missed_schedule, for whatever reason they were.
+        """
         found = Counter({k: v for k, v in self.classes.items() if k in OWN_LIMITS and v})
-        late = sum(second.late for second in self.seconds)
+        late = sum(second.late + second.waited for second in self.seconds)
         if late:
             found["missed_schedule"] += late
         return found
@@ -162,6 +169,7 @@ class Results:
         """Seconds whose time-outs may be the client's own: it got no processor time meanwhile.
 
         Those are the seconds in which it was late, and those before, whose connections waited.
+        A start that waited for a port is no sign of that: a server that hangs keeps the ports.
         """
         behind = [s.t for s in self.seconds if s.late or s.classes.get("missed_schedule")]
         return frozenset(t - before for t in behind for before in range(-1, STARVED_BEFORE + 1))
@@ -266,6 +274,7 @@ class Results:
             clock_error=max((part.clock_error for part in parts), default=0.0),
             clients=sum(part.clients for part in parts),
             moves=tuple(sorted((m for p in parts for m in p.moves), key=lambda m: m.t)),
+            windows=tuple(window for part in parts for window in part.windows),
         )
 
 
@@ -302,6 +311,7 @@ def add(one: Second, other: Second) -> Second:
         resent_after=total((one.resent_after, other.resent_after)),
         slow=one.slow + other.slow,
         late=one.late + other.late,
+        waited=one.waited + other.waited,
         max_connect_ms=max(one.max_connect_ms, other.max_connect_ms),
         exchanges=one.exchanges + other.exchanges,
     )

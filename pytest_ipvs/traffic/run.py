@@ -41,13 +41,16 @@ sys.argv = sys.argv[1:]
 exec(compile(code, path, "exec"))
 """
 
+# Some shells greet, also those that are to run one command only. What we read begins here.
+MARK = "pytest-ipvs-says:"
+
 PREPARE = """
 for python in {pythons} ""; do command -v "$python" >/dev/null 2>&1 && break; done
-[ -n "$python" ] || {{ echo NO-PYTHON; exit 0; }}
+[ -n "$python" ] || {{ echo "{mark} NO-PYTHON"; exit 0; }}
 umask 077
 mkdir {folder} 2>/dev/null || [ -d {folder} ] || exit 4
 : > {folder}/heartbeat || exit 4
-echo "PYTHON $python"
+echo "{mark} PYTHON $python"
 """
 
 # May be run twice: what it says is lost where a connection ends at that moment.
@@ -60,7 +63,7 @@ if [ ! -e {folder}/pid ]; then
   echo "$!" > {folder}/pid
 fi
 read -r pid < {folder}/pid
-echo "PID $pid"
+echo "{mark} PID $pid"
 """
 
 # dropbear ends a session whose command is longer than 9000 bytes.
@@ -77,7 +80,7 @@ if [ -e /proc/{pid}/stat ]; then
   read -r state < /proc/{pid}/stat
   case "$state" in *") Z "*) ;; *) alive=1 ;; esac
 fi
-echo "$up $alive"
+echo "{mark} $up $alive"
 tail -c +{position} out
 """
 
@@ -142,7 +145,7 @@ class TrafficRun:
             "stop_file": f"{folder}/stop",
             "cleanup": [*files, folder],
         }
-        answer = self._run(PREPARE.format(pythons=PYTHONS, folder=folder)).split()
+        answer = self._ask(PREPARE.format(pythons=PYTHONS, folder=folder, mark=MARK)).split()
         if answer[:1] != ["PYTHON"]:
             self._folder = ""
             raise TrafficError(
@@ -154,10 +157,11 @@ class TrafficRun:
             script = START.format(
                 python=shlex.quote(answer[1]),
                 folder=folder,
+                mark=MARK,
                 plan=shlex.quote(json.dumps(plan)),
                 boot=shlex.quote(BOOT),
             )
-            self._started(self._run(script).split(), timeout)
+            self._started(self._ask(script).split(), timeout)
         except BaseException:
             self.abort()
             raise
@@ -183,7 +187,7 @@ class TrafficRun:
 
     def _started(self, answer: list[str], timeout: float) -> None:
         """Until the client says that it runs."""
-        if len(answer) != 2 or not answer[1].isdigit():
+        if len(answer) < 2 or not answer[1].isdigit():
             raise TrafficError(
                 f"the client cannot run on {self.where}: starting it answered {answer!r}, "
                 "expected its process number"
@@ -306,14 +310,22 @@ class TrafficRun:
     def _poll_alone(self) -> None:
         if not self._folder:
             return
-        script = POLL.format(folder=self._folder, pid=self._pid, position=self._position + 1)
+        position = self._position + 1
+        script = POLL.format(folder=self._folder, pid=self._pid, position=position, mark=MARK)
         before = time.time()
-        head, _, text = self._run(script).partition("\n")
+        head, _, text = self._ask(script).partition("\n")
         after = time.time()
-        uptime, _, alive = head.partition(" ")
+        up, _, alive = head.partition(" ")
+        try:
+            uptime = float(up)
+        except ValueError:
+            raise TrafficError(
+                f"{self.where} told the client's state as {head[:100]!r}, "
+                "expected its uptime and 0 or 1"
+            ) from None
         with self._lock:
             self._collector.feed(text)
-            self._collector.measure_clock(float(uptime), before, after)
+            self._collector.measure_clock(uptime, before, after)
             self._position += len(text.encode())
             self._pid = self._collector.pid or self._pid
             self._alive = alive == "1"
@@ -325,6 +337,17 @@ class TrafficRun:
             words = str(error)
         last = words.splitlines()[-1] if words else "it left no message"
         return f"the client on {self.where} {what}: {last[:300]}"
+
+    def _ask(self, script: str) -> str:
+        """What a script says after our mark."""
+        text = self._run(script)
+        _, mark, answer = text.partition(f"{MARK} ")
+        if not mark:
+            raise TrafficError(
+                f"the shell on {self.where} answered {text[:100]!r}, "
+                f"expected a line with {MARK!r}: it does not run our commands as they are"
+            )
+        return answer
 
     def _run(self, script: str) -> str:
         """Run a script that may be run twice.

@@ -346,6 +346,41 @@ def test_shipped_files_are_python_3_8_and_standard_library_only(path: Path) -> N
         assert set(names) <= set(sys.stdlib_module_names) | {"__future__"}
 
 
+# Names of Python 3.9 and newer that a parser takes for any other name; not all, but the likely.
+NEWER = {
+    *("removeprefix", "removesuffix", "bit_count", "is_relative_to", "readlink", "add_note"),
+    *("cache", "pairwise", "batched", "lcm", "randbytes", "to_thread", "file_digest", "UTC"),
+    *("waitstatus_to_exitcode", "pidfd_open", "pidfd_send_signal", "recv_fds", "send_fds"),
+    *("tomllib", "zoneinfo", "graphlib", "unparse", "ExceptionGroup", "BaseExceptionGroup"),
+    *("aiter", "anext", "EncodingWarning", "StrEnum", "orig_argv", "stdlib_module_names"),
+    *("TypeAlias", "Self", "ParamSpec", "Annotated", "assert_never", "override"),
+}
+NEWER_ARGUMENTS = {"strict", "slots", "kw_only", "process_group", "root_dir"}
+GENERIC = {"dict", "list", "tuple", "set", "frozenset", "type", "deque", "Counter", "Popen"}
+
+
+@pytest.mark.parametrize("path", [CLIENT, SERVER], ids=lambda path: path.name)
+def test_shipped_files_use_nothing_that_python_3_8_has_not(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        # With annotations as texts, any may stand there.
+        for name in ("annotation", "returns"):
+            if getattr(node, name, None) is not None:
+                setattr(node, name, None if name == "returns" else ast.Constant(None))
+    for node in ast.walk(tree):
+        line = f"{path.name}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in NEWER, line
+        elif isinstance(node, ast.Name):
+            assert node.id not in NEWER, line
+        elif isinstance(node, ast.alias):
+            assert not NEWER & {node.name, node.name.split(".")[0]}, line
+        elif isinstance(node, ast.keyword):
+            assert node.arg not in NEWER_ARGUMENTS, line
+        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+            assert node.value.id not in GENERIC, line
+
+
 @pytest.mark.parametrize("path", [CLIENT, SERVER], ids=lambda path: path.name)
 def test_shipped_files_compile_on_an_old_python(path: Path, tmp_path: Path) -> None:
     old = shutil.which("python3.8")

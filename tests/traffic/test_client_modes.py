@@ -156,21 +156,6 @@ def test_a_chunked_answer_ends_with_its_last_chunk(text: bytes, classes: dict[st
     assert results.pods == ({"web-1": 20} if "ok" in classes else {})
 
 
-@pytest.mark.parametrize(
-    ("body", "end"),
-    [
-        (b"0\r\n\r\n", 5),
-        (b"3;x=1\r\nabc\r\n0\r\n\r\n", 17),
-        (b"0\r\nX: y\r\n\r\n", 11),
-        (b"3\r\nab", -1),
-        (b"0\r\n", -1),
-        (b"zz\r\n", -1),
-    ],
-)
-def test_chunks_are_followed_to_their_end(body: bytes, end: int) -> None:
-    assert client.end_of_chunks(b"head" + body, 4) == (end + 4 if end >= 0 else -1)
-
-
 def test_windows_are_free_apart_and_not_the_kernels() -> None:
     plan = {"host": "127.0.0.1", "ports": 120, "first_port": 0}
     one, other = client.ports_of(plan), client.ports_of(plan)

@@ -32,7 +32,16 @@ LINES = [
         "prev_end": "server_fin",
     },
     {"k": "s", "t": 1001, "c": {"no_route": 1}, "r": 1, "rp": {"web-0": 1}, "fp": {"web-0": 1}},
-    {"k": "s", "t": 1002, "n": 1, "c": {"ok": 1}, "p": {"web-1": 1}, "late": 1, "max": 1.0},
+    {
+        "k": "s",
+        "t": 1002,
+        "n": 1,
+        "c": {"ok": 1},
+        "p": {"web-1": 1},
+        "late": 1,
+        "wait": 2,
+        "max": 1,
+    },
     {"k": "h", "b": {"40": 2}},
     {
         "k": "end",
@@ -57,7 +66,7 @@ def test_lines_become_results() -> None:
     results = collected(TEXT)
     assert results.classes == {"ok": 2, "no_route": 1}
     assert (results.due, results.connections, results.reused) == (3, 3, 1)
-    assert results.own_limits == {"missed_schedule": 1}
+    assert results.own_limits == {"missed_schedule": 3}
     assert results.failed_after == results.reused_after == {"web-0": 1}
     assert [second.max_connect_ms for second in results.seconds] == [2.5, 1.0]
     assert (results.finished, results.problems) == (True, ())
@@ -133,6 +142,7 @@ seconds = st.builds(
     reused=st.integers(0, 9),
     reused_after=counts,
     late=st.integers(0, 9),
+    waited=st.integers(0, 9),
     max_connect_ms=st.floats(0, 9),
 )
 results_of = st.builds(
@@ -153,6 +163,15 @@ def test_merging_adds_exactly_and_in_any_order(parts: list[Results]) -> None:
     assert merged.own_limits == sum((p.own_limits for p in parts), start=type(merged.pods)())
     assert merged.finished == all(part.finished for part in parts)
     assert Results.merge(parts[::-1]).seconds == merged.seconds
+
+
+def test_only_missing_processor_time_excuses_timeouts() -> None:
+    """A start that waits for a port counts against the client, but it had its time."""
+    waited = Results(seconds=(Second(t=1000, due=20, waited=3),))
+    assert (waited.own_limits, waited.starved_seconds) == ({"missed_schedule": 3}, frozenset())
+    late = Results(seconds=(Second(t=1000, due=20, late=3),))
+    assert late.own_limits == waited.own_limits
+    assert 1000 in late.starved_seconds
 
 
 def test_nothing_merged_has_not_finished() -> None:

@@ -218,6 +218,76 @@ def test_sessions_that_end_without_a_word_cost_nothing(monkeypatch: pytest.Monke
     assert min(host.lost.values()) == 4
 
 
+class Greeting(ShellHost):
+    """A shell that greets before each command, on a line that does not end."""
+
+    def run(self, command: str, *args: str) -> Answer:
+        answer = super().run(command, *args)
+        return Answer(answer.rc, b"Welcome!\n2 updates " + answer.stdout_bytes, answer.stderr_bytes)
+
+
+def test_a_shell_that_greets_is_understood() -> None:
+    with serving() as (port, _), TrafficRun(Greeting(), plan(port, duration=0.3)) as run:
+        folder = Path(run._folder)
+        run.wait(20)
+    results = run.results()
+    assert (results.classes, results.finished, results.problems) == ({"ok": 30}, True, ())
+    assert not folder.exists()
+
+
+class Strange(ShellHost):
+    """Answers each command as told; "" lets it through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.says = ""
+
+    def run(self, command: str, *args: str) -> Answer:
+        answer = super().run(command, *args)
+        return Answer(0, self.says.encode(), b"") if self.says else answer
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (
+            "maintenance mode\n",
+            (
+                "the shell on node-1 answered 'maintenance mode\\n', expected a line with "
+                "'pytest-ipvs-says:': it does not run our commands as they are"
+            ),
+        ),
+        (
+            f"{run_module.MARK} up 1\n",
+            "node-1 told the client's state as 'up 1', expected its uptime and 0 or 1",
+        ),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_one_sentence(says: str, told: str) -> None:
+    host = Strange()
+    with serving() as (port, _):
+        run = TrafficRun(host, plan(port), where="node-1").start()
+        host.says = says
+        poll(lambda: run.results().problems, "the problem")
+        assert run.results().problems == (told,)
+        # The follower is alive: it goes on when the machine does.
+        host.says = ""
+        poll(lambda: not run.results().problems, "the way back")
+        host.says = says
+        assert told in run.stop().problems
+        host.says = ""
+        host.run("kill %s", str(run._pid))
+    assert not run.results().finished
+
+
+def test_a_shell_that_runs_nothing_is_one_sentence() -> None:
+    host = Strange()
+    host.says = "This account is not available.\n"
+    with pytest.raises(TrafficError) as told, TrafficRun(host, plan(80), where="node-1"):
+        pass
+    assert str(told.value).startswith("the shell on node-1 answered 'This account is not ")
+
+
 def test_a_machine_that_never_says_a_word_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "SILENT_PAUSES", (0.0, 0.0, 0.0))
     host = ShellHost()
@@ -298,6 +368,14 @@ def test_the_client_is_where_the_setting_says(client: str, expected: tuple[str, 
 def test_a_place_that_is_none_is_one_sentence(client: str, text: str) -> None:
     with pytest.raises(TrafficError, match=text):
         place(cluster(client))
+
+
+def test_no_client_is_where_none_may_be() -> None:
+    assert place(cluster("node"), avoid=["node-2"]).node == "cp"
+    with pytest.raises(TrafficError, match="all selected ones are to be avoided"):
+        place(cluster("node"), avoid=["node-2", "node-1", "cp"])
+    with pytest.raises(TrafficError, match="run on node 'cp', which it should avoid"):
+        place(cluster("node:cp"), avoid=["cp"])
 
 
 def test_traffic_alone_needs_only_an_address() -> None:

@@ -56,6 +56,25 @@ def run_client(
     return collector.results(), json.loads(done.stdout.splitlines()[-1])
 
 
+@contextmanager
+def one_client(**plan: Any) -> Iterator[client.Client]:
+    """A client in this process, whose connections a test makes and watches one by one."""
+    tool = client.Client({"host": "127.0.0.1", "port": 80, "ports": 0} | plan)
+    try:
+        yield tool
+    finally:
+        for connection in tool.open.values():
+            connection.sock.close()
+        tool.epoll.close()
+
+
+def collected(text: str) -> Results:
+    """What the lines of a client on this machine come to."""
+    collector = Collector("127.0.0.1:80")
+    collector.feed(text)
+    return collector.results()
+
+
 def free_port() -> int:
     """A port that nobody else takes while this process lives: not one the kernel gives away."""
     return client.ports_of({"host": "127.0.0.1", "ports": 1, "first_port": 0})[0]
