@@ -9,9 +9,8 @@ from pytest_ipvs.checks.findings import Finding, NotMeasured
 from pytest_ipvs.checks.masquerade import RulesView, rules_views
 from pytest_ipvs.checks.model import Evidence, Said
 from pytest_ipvs.checks.nodes import NodeView, detail, silent_nodes, views, why_unread
-from pytest_ipvs.cluster.model import Snapshot
 from pytest_ipvs.ipvs.netfilter import Rule
-from pytest_ipvs.ipvs.objects import EndpointSlice, Service
+from pytest_ipvs.ipvs.objects import EndpointSlice
 from pytest_ipvs.ipvs.proxy_chains import (
     DEFAULT_MASQUERADE_BIT,
     mark_and_mask,
@@ -132,6 +131,8 @@ def _datagrams_to_the_dead(check: str, evidence: Evidence) -> Said:
             if isinstance(sent, NotMeasured) and not isinstance(found, NotMeasured):
                 yield sent
             continue
+        if not sent:
+            continue
         asked_of = {
             address: service
             for service in found.snapshot.services
@@ -143,10 +144,13 @@ def _datagrams_to_the_dead(check: str, evidence: Evidence) -> Said:
                 *service.proxied_ips,
             )
         }
+        listed: dict[str, set[str]] = {}
+        for item in found.snapshot.endpoint_slices:
+            listed.setdefault(f"{item.namespace}/{item.service}", set()).update(_endpoints([item]))
         gone: dict[str, int] = {}
         for (asked, answered), count in sorted(sent.items()):
             service = asked_of.get(asked)
-            if service is None or answered in _endpoints_of(service, found.snapshot):
+            if service is None or answered in listed.get(service.ref, ()):
                 continue
             if doubt := found.doubt(service.ref, asked):
                 what = f"UDP entries of {service.ref} to {answered}"
@@ -155,16 +159,6 @@ def _datagrams_to_the_dead(check: str, evidence: Evidence) -> Said:
             gone[f"{answered} for {asked} ({service.ref})"] = count
         if gone:
             yield _datagrams(check, view, gone)
-
-
-def _endpoints_of(service: Service, snapshot: Snapshot) -> set[str]:
-    return set(
-        _endpoints(
-            item
-            for item in snapshot.endpoint_slices
-            if (item.namespace, item.service) == (service.namespace, service.name)
-        )
-    )
 
 
 def _endpoints(slices: Iterable[EndpointSlice]) -> Iterator[str]:

@@ -13,7 +13,6 @@ from pytest_ipvs.checks import CATALOGUE
 from pytest_ipvs.cluster import Cluster
 from pytest_ipvs.policy import load_policy
 from pytest_ipvs.rollout import Rollout, Workload, at_once
-from pytest_ipvs.settings import resolve
 
 if TYPE_CHECKING:
     from conftest import RunningLab
@@ -23,21 +22,17 @@ pytestmark = [pytest.mark.lab, pytest.mark.lab_long]
 
 @pytest.fixture
 def cluster(lab: RunningLab) -> Iterator[Cluster]:
-    options = {
-        "ipvs_kubeconfig": str(lab.handle.kubeconfig),
-        "ipvs_connect": lab.handle.connect,
-        "ipvs_ssh_config": str(lab.handle.ssh_config),
-        "ipvs_client": lab.handle.client,
-        "ipvs_allow_disruption": True,
-        "ipvs_rate": "25",
-        "ipvs_source_ports": "75",
-        "ipvs_baseline": "5",
-        "ipvs_settle": "6",
-        "ipvs_pre_stop": "5",
-    }
-    opened = Cluster(resolve(options, {}, {}, {}), load_policy(str(EMULATED), CATALOGUE))
-    yield opened
-    opened.close()
+    with lab.cluster(
+        load_policy(str(EMULATED), CATALOGUE),
+        ipvs_client=lab.handle.client,
+        ipvs_allow_disruption=True,
+        ipvs_rate="25",
+        ipvs_source_ports="75",
+        ipvs_baseline="5",
+        ipvs_settle="6",
+        ipvs_pre_stop="5",
+    ) as opened:
+        yield opened
 
 
 def test_a_real_server_that_was_never_an_endpoint(lab: RunningLab, cluster: Cluster) -> None:

@@ -17,9 +17,7 @@ import pytest
 
 from pytest_ipvs.cluster import Cluster
 from pytest_ipvs.lab.client import DEPLOYMENTS, LEASES, NAMESPACES
-from pytest_ipvs.policy import Policy
 from pytest_ipvs.rollout import Rollout, Workload, remove_stale
-from pytest_ipvs.settings import resolve
 
 if TYPE_CHECKING:
     from conftest import RunningLab
@@ -41,19 +39,14 @@ LONG_AGO = "2026-01-01T00:00:00.000000Z"
 
 @pytest.fixture
 def cluster(lab: RunningLab) -> Iterator[Cluster]:
-    options = {
-        "ipvs_kubeconfig": str(lab.handle.kubeconfig),
-        "ipvs_connect": lab.handle.connect,
-        "ipvs_ssh_config": str(lab.handle.ssh_config),
-        "ipvs_client": lab.handle.client,
-        "ipvs_allow_disruption": True,
-        "ipvs_rate": "25",
-        "ipvs_baseline": "5",
-        "ipvs_settle": "5",
-    }
-    opened = Cluster(resolve(options, {}, {}, {}), Policy())
-    yield opened
-    opened.close()
+    with lab.cluster(
+        ipvs_client=lab.handle.client,
+        ipvs_allow_disruption=True,
+        ipvs_rate="25",
+        ipvs_baseline="5",
+        ipvs_settle="5",
+    ) as opened:
+        yield opened
 
 
 @contextmanager

@@ -410,7 +410,10 @@ try:
             address=f"10.244.{number}.10", command=["python3", "/server.py"],
             env={"POD_NAME": f"pod-{number}"}, files={"/server.py": sys.argv[1]},
         )
+        deadline = time.monotonic() + 60
         while not machine.call("pod_probe", uid=f"pod-{number}", kind="http", port=8080)["ok"]:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"pod-{number} was not ready within 60 s")
             time.sleep(0.05)
     machine.call("ipvs_restore", node="node-1", lines=[
         "-A -t 10.96.0.10:80 -s rr",
